@@ -1,0 +1,1 @@
+//! Bytes: Server-Sent Events read back in, for our own client.
