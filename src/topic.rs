@@ -302,10 +302,7 @@ mod tests {
     #[test]
     fn equal_wishes_are_equal_filters() {
         let p = |s| Pattern::parse(s).unwrap();
-        assert_eq!(
-            Filter::new(vec![p("b"), p("a"), p("b")], vec![]),
-            Filter::new(vec![p("a"), p("b")], vec![])
-        );
+        assert_eq!(Filter::new(vec![p("b"), p("a"), p("b")], vec![]), Filter::new(vec![p("a"), p("b")], vec![]));
         assert!(Filter::new(vec![], vec![]).is_everything());
         assert_eq!(Filter::new(vec![p("a"), p("**")], vec![]), Filter::all());
     }

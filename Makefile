@@ -1,0 +1,45 @@
+# Cargo builds into $CARGO_TARGET_DIR when that is set; the programs are found there.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BIN := $(TARGET)/release/tidelog
+FEEDER := $(TARGET)/release/examples/quakes
+BROWSER_TESTS := framing.mjs resume.mjs demo.mjs
+
+.PHONY: help run demo test check audit bench deps deps-test
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: deps ## build, then serve ./tidelog-data on 127.0.0.1:4242
+	cargo build --release --locked
+	@printf '\nIn another terminal:\n  curl -N http://127.0.0.1:4242/topics/hello\n  curl -d "hello, world" http://127.0.0.1:4242/topics/hello\n\n'
+	@exec $(BIN) serve --data ./tidelog-data
+
+demo: deps ## a week of earthquakes on a page, with a server to kill
+	cargo build --release --locked --bins --example quakes
+	@exec examples/quakes/demo.sh $(BIN) $(FEEDER)
+
+test: deps-test ## every test, those in a real browser too
+	cargo build --release --locked --bins --examples
+	cargo test --release --locked
+	cd tests/browser && npm ci --no-audit --no-fund
+	cd tests/browser && TIDELOG_BIN=$(BIN) QUAKES_BIN=$(FEEDER) node --test --test-concurrency=1 $(BROWSER_TESTS)
+
+check: deps ## formatting, lints, licences, documentation
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny check bans licenses sources
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps
+
+audit: ## known vulnerabilities of what it is built from (needs the network)
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny check advisories
+
+bench: deps ## measure
+	cargo bench --locked
+
+deps:
+	@packaging/install-deps.sh build
+
+deps-test:
+	@packaging/install-deps.sh test

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Installs what building (`build`) or testing (`test`) needs and the system lacks. Does nothing when all is there.
+# Ends with 0 only when everything is there afterwards; otherwise it says exactly what is missing.
+set -euo pipefail
+
+rust_wanted=1.88
+node_wanted=20
+
+# True when $1 is version $2 or later.
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+has() { command -v "$1" >/dev/null 2>&1; }
+any() { local name; for name in "$@"; do if has "$name"; then return 0; fi; done; return 1; }
+
+has_libclang() {
+    local found
+    for found in ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*.so*} /usr/lib/llvm*/lib*/libclang*.so* /usr/lib/*/libclang*.so* \
+        /usr/lib64/libclang*.so* /usr/lib/libclang*.so* /opt/homebrew/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+        if [ -e "$found" ]; then return 0; fi
+    done
+    return 1
+}
+has_chromium() { [ -x "${CHROMIUM_BIN:-}" ] || any chromium chromium-browser google-chrome-stable google-chrome; }
+
+# Prints a line "package what-for" for each thing that is missing.
+missing() {
+    any c++ g++ clang++ || echo "g++ a C++ compiler, for RocksDB"
+    has make || echo "make make"
+    has_libclang || echo "libclang-dev libclang, for RocksDB's bindings"
+    if [ "$1" = test ]; then
+        has node || echo "nodejs Node.js $node_wanted or later, for the browser tests"
+        has npm || echo "npm npm, for the browser tests"
+        has_chromium || echo "chromium a Chromium, for the browser tests (or name one in CHROMIUM_BIN)"
+        has strace || echo "strace strace, for the crash tests"
+    fi
+}
+
+# What no package can mend. Ends the script when there is anything.
+refuse_what_is_too_old() {
+    local found bad=0
+    found=$(cargo --version 2>/dev/null | cut -d ' ' -f 2 || true)
+    if ! at_least "${found:-0}" "$rust_wanted"; then
+        echo "Rust $rust_wanted or later is needed, here is ${found:-none}: see https://rustup.rs" >&2
+        bad=1
+    fi
+    if [ "$1" = test ] && has node; then
+        found=$(node --version | tr -d v)
+        if ! at_least "$found" "$node_wanted"; then
+            echo "Node.js $node_wanted or later is needed, here is $found: see https://nodejs.org" >&2
+            bad=1
+        fi
+    fi
+    return "$bad"
+}
+
+tell() {
+    echo "$1 Please install:" >&2
+    missing "$what" | while read -r package reason; do printf '  %-14s %s\n' "$package" "$reason" >&2; done
+    exit 1
+}
+
+what=${1:-build}
+case $what in build | test) ;; *) echo "usage: $0 [build|test]" >&2; exit 2 ;; esac
+
+if [ -n "$(missing "$what")" ]; then
+    has apt-get || tell "Something is missing, and there is no apt-get here."
+    as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        has sudo || tell "Something is missing, and installing it needs root."
+        as_root=(sudo)
+    fi
+    mapfile -t packages < <(missing "$what" | cut -d ' ' -f 1)
+    echo "installing ${packages[*]}"
+    "${as_root[@]}" apt-get update -q || tell "apt-get update failed."
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}" || tell "apt-get install failed."
+    [ -z "$(missing "$what")" ] || tell "Something is still missing."
+fi
+refuse_what_is_too_old "$what"

@@ -1,0 +1,11 @@
+//! The commands, one file each.
+
+mod output;
+pub mod publish;
+pub mod serve;
+pub mod subscribe;
+#[cfg(test)]
+mod testing;
+
+/// Where a server listens when nobody says otherwise.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:4242";

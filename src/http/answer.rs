@@ -1,0 +1,256 @@
+//! The bodies of answers: bytes that are there, or a stream that has a first line, its events, and one of two ends.
+//!
+//! What holds: a stream that ends though there is more to come says so in its last bytes and then breaks off (no last
+//! chunk, `RST_STREAM`), and it breaks off only when those bytes have been written, so that they are not thrown away with
+//! the connection. Must not know requests.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use hyper::body::{Frame, SizeHint};
+use tokio::sync::oneshot;
+
+use super::problem::Problem;
+use crate::event::EventId;
+use crate::log::StreamError;
+use crate::sse::{Control, Form};
+
+/// Where a stream's bytes come from.
+pub type Source = Pin<Box<dyn Stream<Item = Result<Bytes, StreamError>> + Send>>;
+
+/// The body of an answer.
+pub struct Body(Kind);
+
+enum Kind {
+    Full(Bytes),
+    Stream(Box<Streamed>),
+}
+
+struct Streamed {
+    form: Form,
+    retry: Duration,
+    chunk_bytes_max: usize,
+    /// Bytes that are next, before the state's own.
+    next: Bytes,
+    state: State,
+}
+
+enum State {
+    Running(Source),
+    /// The last bytes are with the connection; when they have been written this is dropped at the other end.
+    Ending(oneshot::Receiver<()>),
+    Ended,
+}
+
+/// A stream's improper end, made on purpose.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream ends before its end, so that its client comes back")]
+pub struct BrokenOff;
+
+/// The last bytes of a stream that breaks off, which know when they are let go.
+struct Last {
+    bytes: Vec<u8>,
+    _written: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for Last {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// How a stream is framed.
+#[derive(Debug, Clone, Copy)]
+pub struct Framing {
+    pub form: Form,
+    /// How long a client should wait before it comes back; jittered by half around this.
+    pub retry: Duration,
+    /// Most bytes of a chunk handed to the connection.
+    pub chunk_bytes_max: usize,
+}
+
+impl Body {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::full(Bytes::new())
+    }
+
+    /// These bytes.
+    #[must_use]
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self(Kind::Full(bytes.into()))
+    }
+
+    /// A stream of `source`, after its `retry:`.
+    #[must_use]
+    pub fn stream(framing: Framing, source: Source) -> Self {
+        let Framing { form, retry, chunk_bytes_max } = framing;
+        let mut first = Vec::new();
+        form.retry(&mut first, jittered(retry));
+        let next = Bytes::from(first);
+        Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next, state: State::Running(source) })))
+    }
+
+    /// A stream that sends its client away, to come back later from `cursor`.
+    #[must_use]
+    pub fn sent_away(framing: Framing, cursor: EventId, problem: &Problem) -> Self {
+        let Framing { form, retry, chunk_bytes_max } = framing;
+        let (next, state) = break_off(form, retry, cursor, problem);
+        Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next, state })))
+    }
+
+    /// How many bytes there are, when they are there.
+    #[must_use]
+    pub fn exact_len(&self) -> Option<u64> {
+        match &self.0 {
+            Kind::Full(bytes) => Some(bytes.len() as u64),
+            Kind::Stream(_) => None,
+        }
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let bytes = match &mut self.get_mut().0 {
+            Kind::Full(bytes) => Ok(std::mem::take(bytes)).map(|b| Some(b).filter(|b| !b.is_empty())),
+            Kind::Stream(stream) => ready!(stream.poll(cx)),
+        };
+        Poll::Ready(bytes.map(|bytes| bytes.map(Frame::data)).transpose())
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&self.0, Kind::Full(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.exact_len().map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Streamed {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenOff>> {
+        loop {
+            if !self.next.is_empty() {
+                let n = self.next.len().min(self.chunk_bytes_max);
+                return Poll::Ready(Ok(Some(self.next.split_to(n))));
+            }
+            match &mut self.state {
+                State::Running(source) => match ready!(source.as_mut().poll_next(cx)) {
+                    Some(Ok(bytes)) => self.next = bytes,
+                    Some(Err(error)) => {
+                        let cursor = match &error {
+                            StreamError::Draining { cursor } | StreamError::Storage { cursor, .. } => *cursor,
+                        };
+                        (self.next, self.state) = break_off(self.form, self.retry, cursor, &error.into());
+                    }
+                    None => {
+                        self.state = State::Ended;
+                        return Poll::Ready(Ok(None));
+                    }
+                },
+                State::Ending(written) => {
+                    // Nothing is ever sent: the sender lies in the last bytes and is dropped with them. They are dropped
+                    // when all of them are in the socket (HTTP/1.1, whose writes are queued, not copied) or in the
+                    // connection's write buffer, ahead of the reset (HTTP/2).
+                    let _ = ready!(Pin::new(written).poll(cx));
+                    self.state = State::Ended;
+                    return Poll::Ready(Err(BrokenOff));
+                }
+                State::Ended => return Poll::Ready(Ok(None)),
+            }
+        }
+    }
+}
+
+fn break_off(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -> (Bytes, State) {
+    let mut bytes = Vec::new();
+    form.retry(&mut bytes, jittered(retry));
+    form.control(&mut bytes, cursor, &Control::Error { problem: &problem.json() });
+    let (sender, receiver) = oneshot::channel();
+    (Bytes::from_owner(Last { bytes, _written: sender }), State::Ending(receiver))
+}
+
+/// `around` ±50%, so that clients sent away together do not come back together.
+fn jittered(around: Duration) -> Duration {
+    around.mul_f64(0.5 + fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    const FRAMING: Framing = Framing { form: Form::Sse, retry: Duration::from_secs(2), chunk_bytes_max: usize::MAX };
+
+    fn source(items: Vec<Result<Bytes, StreamError>>) -> Source {
+        Box::pin(tokio_stream::iter(items))
+    }
+
+    async fn next(body: &mut Body) -> Option<Result<String, BrokenOff>> {
+        let frame = body.frame().await?;
+        Some(frame.map(|f| String::from_utf8(f.into_data().unwrap().to_vec()).unwrap()))
+    }
+
+    fn retry_of(line: &str) -> u64 {
+        line.strip_prefix("retry: ").unwrap().lines().next().unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stream_begins_with_a_jittered_retry_and_can_end_properly() {
+        let mut body = Body::stream(FRAMING, source(vec![Ok("id: 1\n\n".into()), Ok(Bytes::new()), Ok("x".into())]));
+        let retry = retry_of(&next(&mut body).await.unwrap().unwrap());
+        assert!((1000..=3000).contains(&retry), "{retry}");
+        assert_eq!(next(&mut body).await.unwrap().unwrap(), "id: 1\n\n");
+        assert_eq!(next(&mut body).await.unwrap().unwrap(), "x");
+        assert!(next(&mut body).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn json_lines_have_no_retry() {
+        let framing = Framing { form: Form::Lines, ..FRAMING };
+        let mut body = Body::stream(framing, source(vec![Ok("{}\n".into())]));
+        assert_eq!(next(&mut body).await.unwrap().unwrap(), "{}\n");
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_says_why_and_breaks_off_only_when_that_is_written() {
+        let mut body = Body::stream(FRAMING, source(vec![Err(StreamError::Draining { cursor: 7 })]));
+        next(&mut body).await.unwrap().unwrap();
+        let last = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        let text = std::str::from_utf8(&last).unwrap();
+        assert!((1000..=3000).contains(&retry_of(text)));
+        assert!(
+            text.contains("\nid: 7\nevent: tidelog.error\ndata: {") && text.contains("\"code\":\"draining\""),
+            "{text}"
+        );
+        assert!(text.ends_with("}\n\n"), "{text}");
+        let mut end = tokio_test_poll(&mut body);
+        assert!(end.is_pending());
+        drop(last);
+        end = tokio_test_poll(&mut body);
+        assert!(matches!(end, Poll::Ready(Some(Err(BrokenOff)))));
+        assert!(next(&mut body).await.is_none());
+    }
+
+    fn tokio_test_poll(body: &mut Body) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        hyper::body::Body::poll_frame(Pin::new(body), &mut cx)
+    }
+
+    #[tokio::test]
+    async fn chunks_are_cut_where_the_connection_wants_them_small() {
+        let framing = Framing { form: Form::Lines, chunk_bytes_max: 4, ..FRAMING };
+        let mut body = Body::stream(framing, source(vec![Ok("0123456789".into())]));
+        for want in ["0123", "4567", "89"] {
+            assert_eq!(next(&mut body).await.unwrap().unwrap(), want);
+        }
+        assert!(next(&mut body).await.is_none());
+    }
+}

@@ -1,0 +1,108 @@
+//! `POST /topics/{topic}` and `POST /topics`: a body becomes events, the events are appended, and the answer is their ids.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use hyper::body::Body as HttpBody;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::http::request::Parts;
+use hyper::{Response, StatusCode};
+
+use super::answer::Body;
+use super::body::Bounds;
+use super::error::Error;
+use super::forms::{self, Form, Names};
+use super::query::Query;
+use super::{Api, TIDELOG_LOG, answer_json, blocking};
+use crate::event::{EventType, Key, NewEvent};
+use crate::topic::Topic;
+
+/// Bodies beyond this are parsed on a blocking thread: at some 300 MB/s this takes a millisecond of an async worker.
+const INLINE_BYTES_MAX: usize = 256 * 1024;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Publishes the body to `topic`, or, when there is none, each line to the topic that it names.
+pub async fn post<B>(api: &Api, request: &Parts, topic: Option<Topic>, body: B) -> Result<Response<Body>, Error>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    api.takes_events()?;
+    refuse_unsupported(request)?;
+    let form = form(request, topic.is_some())?;
+    let names = names(request, form, topic.as_ref())?;
+    let read = api.inner.bodies.read(&request.headers, body, bounds(api, form)).await?;
+    let limits = api.inner.options.limits;
+    let large = read.bytes.len() > INLINE_BYTES_MAX;
+    let bytes = read.bytes;
+    let parse = move || match names {
+        Some(names) if form == Form::Json => forms::json(names, bytes).map(|event| vec![event]),
+        Some(names) => forms::text(names, bytes).map(|event| vec![event]),
+        None => forms::lines(topic.as_ref(), &limits, &bytes),
+    };
+    let events = if large { blocking(parse).await? } else { parse() }?;
+    let answer = append(api, form, events).await;
+    // The events came out of the body's share of memory, so it is held until they are in the log.
+    drop(read.share);
+    answer
+}
+
+async fn append(api: &Api, form: Form, events: Vec<NewEvent>) -> Result<Response<Body>, Error> {
+    let count = events.len();
+    let appended = api.inner.log.append(events).await?;
+    let json = match form {
+        Form::Text | Form::Json => format!("{{\"id\":{}}}", appended.first),
+        Form::Lines => {
+            format!("{{\"first\":{},\"last\":{},\"count\":{count}}}", appended.first, appended.last)
+        }
+    };
+    let mut response = answer_json(json);
+    *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(TIDELOG_LOG, api.log_name());
+    Ok(response)
+}
+
+/// A condition that would not be kept must not be passed over in silence.
+fn refuse_unsupported(request: &Parts) -> Result<(), Error> {
+    for (header, name) in
+        [(IDEMPOTENCY_KEY, "Idempotency-Key"), (IF_MATCH, "If-Match"), (IF_NONE_MATCH, "If-None-Match")]
+    {
+        if request.headers.contains_key(header) {
+            return Err(Error::Header { name, why: "not supported yet; publish without it".to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn form(request: &Parts, one_topic: bool) -> Result<Form, Error> {
+    let content_type = request.headers.get(CONTENT_TYPE).map_or(Ok(""), HeaderValue::to_str).unwrap_or("");
+    let form = Form::of(content_type);
+    if one_topic || form == Form::Lines {
+        return Ok(form);
+    }
+    let why = "POST /topics takes a batch of JSON lines, application/x-ndjson; text and JSON go to /topics/{topic}";
+    Err(Error::Header { name: "Content-Type", why: why.to_owned() })
+}
+
+/// What the query says of a single event; `None` for a batch.
+fn names(request: &Parts, form: Form, topic: Option<&Topic>) -> Result<Option<Names>, Error> {
+    let query = Query::parse(request.uri.query())?;
+    let Some(topic) = topic.filter(|_| form != Form::Lines) else {
+        query.only("a batch, whose lines say it themselves", &[])?;
+        return Ok(None);
+    };
+    query.only("publishing one event", &["event", "key"])?;
+    let event = query.one("event")?.map_or(Ok(None), EventType::parse).map_err(Error::EventType)?;
+    let key = query.one("key")?.map(Key::parse).transpose().map_err(Error::Key)?;
+    Ok(Some(Names { topic: topic.clone(), event, key }))
+}
+
+fn bounds(api: &Api, form: Form) -> Bounds {
+    let options = &api.inner.options;
+    let (bytes_max, what, option) = match form {
+        Form::Text | Form::Json => (options.limits.event_bytes_max, "the event", "limits.event_bytes_max"),
+        Form::Lines => (options.limits.batch_bytes_max, "the batch", "limits.batch_bytes_max"),
+    };
+    Bounds { bytes_max, what, option, time: options.request_timeout }
+}

@@ -1,0 +1,432 @@
+//! The present: the broadcast channel. A ring of the newest durable batches, and who waits for what.
+//!
+//! [`Hub`] is plain state without I/O: what happened goes in, and whom to wake comes out. Its owner keeps it behind one lock that
+//! is held for no longer than one call. What holds: batches lie in the ring in order and without a hole between them; a subscriber
+//! that waits is woken by the first batch that matches, so one that was not woken has missed nothing up to the tail. Must not know
+//! sockets, tokio, the disk or the clock: `W` is whatever wakes a subscriber, and time is an argument.
+
+mod batch;
+mod matcher;
+mod wheel;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+pub use self::batch::Batch;
+use self::matcher::Matcher;
+use self::wheel::Wheel;
+use crate::event::{Event, EventId, Millis};
+use crate::store::Floor;
+use crate::topic::{Filter, Topic};
+
+/// How many batches one call looks at before it lets others have the lock: some 50 ns each, so about 50 µs.
+const WALK_BATCHES_MAX: usize = 1024;
+
+/// A subscriber of this hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscriberKey {
+    at: usize,
+    /// Tells subscribers apart that were given the same place one after the other.
+    serial: u64,
+}
+
+/// Where a cursor stands.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// Before the ring: the store has what comes next, up to this id.
+    Disk { upto: EventId },
+    /// In the ring: this batch is the next that has something for the filter.
+    Ring(Arc<Batch>),
+    /// Nothing newer; the cursor is now the tail. Whoever asked is woken by the first batch that matches.
+    Edge { tail: EventId },
+    /// Nothing up to here, but more batches are to be looked at: ask again.
+    Walking { cursor: EventId },
+    /// The hub is draining: nothing more comes.
+    Drained,
+}
+
+/// One subscriber's wait.
+struct Subscriber<W> {
+    serial: u64,
+    filter: usize,
+    wake: Option<W>,
+    /// Where it is in its filter's list, while it waits.
+    waiting: Option<usize>,
+    /// Nothing that matches lies between where it waited and here.
+    jump: EventId,
+    /// When it last sent something: its heartbeat is due a heartbeat later.
+    sent: Millis,
+}
+
+/// What all subscribers with the same filter share.
+struct LiveFilter {
+    filter: Arc<Filter>,
+    subscribers: usize,
+    waiting: Vec<SubscriberKey>,
+    /// Nothing after this id matches, in the ring or later.
+    last_match: EventId,
+    floor: Floor,
+    /// The batch for which it was last found.
+    found_for: u64,
+}
+
+/// The broadcast channel.
+pub struct Hub<W> {
+    ring: VecDeque<Arc<Batch>>,
+    /// The ring holds every event after this id.
+    ring_after: EventId,
+    ring_bytes: usize,
+    ring_bytes_max: usize,
+    tail: EventId,
+    drained: bool,
+    filters: Slab<LiveFilter>,
+    by_filter: HashMap<Arc<Filter>, usize>,
+    matcher: Matcher,
+    subscribers: Slab<Subscriber<W>>,
+    serial: u64,
+    wheel: Wheel,
+}
+
+/// How a hub is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Bytes of frames and events that the ring keeps; what is pushed out is read from the store.
+    pub ring_bytes_max: usize,
+    /// A subscriber that has sent nothing for so long is woken.
+    pub heartbeat: Duration,
+}
+
+impl Default for Options {
+    /// 64 MiB: half a second at the fastest that one publisher's batches were measured, minutes at ordinary rates.
+    fn default() -> Self {
+        Self { ring_bytes_max: 64 << 20, heartbeat: Duration::from_secs(15) }
+    }
+}
+
+impl<W> Hub<W> {
+    /// A hub whose log ends at `tail`.
+    #[must_use]
+    pub fn new(options: Options, tail: EventId) -> Self {
+        Self {
+            ring: VecDeque::new(),
+            ring_after: tail,
+            ring_bytes: 0,
+            ring_bytes_max: options.ring_bytes_max,
+            tail,
+            drained: false,
+            filters: Slab::new(),
+            by_filter: HashMap::new(),
+            matcher: Matcher::default(),
+            subscribers: Slab::new(),
+            serial: 0,
+            wheel: Wheel::new(options.heartbeat),
+        }
+    }
+
+    /// The largest id that is durable and readable.
+    #[must_use]
+    pub fn tail(&self) -> EventId {
+        self.tail
+    }
+
+    /// Bytes that the ring holds.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_bytes
+    }
+
+    /// How many subscribers there are.
+    #[must_use]
+    pub fn subscribers(&self) -> usize {
+        self.subscribers.len()
+    }
+
+    /// How many subscribers want events of `topic`.
+    #[must_use]
+    pub fn subscribers_of(&mut self, topic: &str) -> usize {
+        self.serial += 1;
+        let (serial, filters) = (self.serial, &mut self.filters);
+        let mut sum = 0;
+        self.matcher.each(topic, &mut |at| {
+            if let Some(live) = filters.get_mut(at)
+                && live.found_for != serial
+            {
+                live.found_for = serial;
+                sum += live.subscribers;
+            }
+        });
+        sum
+    }
+
+    /// Takes in a subscriber for `filter`. Its floor is not known yet: raise it with [`Hub::raise_floor`] by what the store says
+    /// *after* this call, so that no trim in between is missed.
+    pub fn attach(&mut self, filter: &Arc<Filter>, now: Millis) -> SubscriberKey {
+        let at = match self.by_filter.get(filter) {
+            Some(&at) => at,
+            None => {
+                let live = LiveFilter {
+                    filter: filter.clone(),
+                    subscribers: 0,
+                    waiting: Vec::new(),
+                    last_match: self.tail,
+                    floor: Floor::NONE,
+                    found_for: 0,
+                };
+                let at = self.filters.insert(live);
+                self.by_filter.insert(filter.clone(), at);
+                self.matcher.insert(filter, at);
+                at
+            }
+        };
+        self.filters[at].subscribers += 1;
+        self.serial += 1;
+        let subscriber = Subscriber { serial: self.serial, filter: at, wake: None, waiting: None, jump: 0, sent: now };
+        let key = SubscriberKey { at: self.subscribers.insert(subscriber), serial: self.serial };
+        self.wheel.insert(key, now);
+        key
+    }
+
+    /// Lets a subscriber go; one that is gone already is passed over.
+    pub fn detach(&mut self, key: SubscriberKey) {
+        if self.get(key).is_none() {
+            return;
+        }
+        self.stop_waiting(key);
+        let gone = self.subscribers.remove(key.at);
+        let live = &mut self.filters[gone.filter];
+        live.subscribers -= 1;
+        if live.subscribers == 0 {
+            let live = self.filters.remove(gone.filter);
+            self.by_filter.remove(&live.filter);
+            self.matcher.remove(&live.filter, gone.filter);
+        }
+    }
+
+    fn get(&self, key: SubscriberKey) -> Option<&Subscriber<W>> {
+        self.subscribers.get(key.at).filter(|s| s.serial == key.serial)
+    }
+
+    fn get_mut(&mut self, key: SubscriberKey) -> Option<&mut Subscriber<W>> {
+        self.subscribers.get_mut(key.at).filter(|s| s.serial == key.serial)
+    }
+
+    fn stop_waiting(&mut self, key: SubscriberKey) {
+        let Some(subscriber) = self.get_mut(key) else { return };
+        let (Some(place), filter) = (subscriber.waiting.take(), subscriber.filter) else { return };
+        let waiting = &mut self.filters[filter].waiting;
+        waiting.swap_remove(place);
+        if let Some(&moved) = waiting.get(place)
+            && let Some(moved) = self.get_mut(moved)
+        {
+            moved.waiting = Some(place);
+        }
+    }
+
+    /// Up to where nothing is left to hand out to this subscriber, as far as the hub knows: one that waits and was not woken has
+    /// seen everything.
+    #[must_use]
+    pub fn passed(&self, key: SubscriberKey) -> EventId {
+        self.get(key).map_or(0, |s| if s.waiting.is_some() { self.tail } else { s.jump })
+    }
+
+    /// Up to where events of this subscriber's filter may be missing.
+    #[must_use]
+    pub fn floor(&self, key: SubscriberKey) -> Floor {
+        self.get(key).map_or(Floor::NONE, |s| self.filters[s.filter].floor)
+    }
+
+    /// Raises the floor of one subscriber's filter.
+    pub fn raise_floor(&mut self, key: SubscriberKey, floor: Floor) {
+        if let Some(filter) = self.get(key).map(|s| s.filter) {
+            let live = &mut self.filters[filter];
+            live.floor = live.floor.max(floor);
+        }
+    }
+
+    /// Where `cursor` stands. At the edge, `wake` is kept and used once: by the first batch that matches, the heartbeat, or the drain.
+    /// `sent` is when the subscriber last sent something.
+    pub fn place(&mut self, key: SubscriberKey, cursor: EventId, sent: Millis, wake: impl FnOnce() -> W) -> Place {
+        if self.drained {
+            return Place::Drained;
+        }
+        let Some(subscriber) = self.get_mut(key) else { return Place::Drained };
+        subscriber.sent = sent;
+        let cursor = cursor.max(subscriber.jump);
+        let filter = subscriber.filter;
+        let live = &self.filters[filter];
+        if cursor >= self.tail.min(live.last_match) {
+            self.wait(key, wake());
+            return Place::Edge { tail: self.tail };
+        }
+        self.stop_waiting(key);
+        if cursor < self.ring_after {
+            return Place::Disk { upto: self.tail };
+        }
+        let live = &self.filters[filter];
+        let from = self.ring.partition_point(|batch| batch.last() <= cursor);
+        for (looked, batch) in self.ring.range(from..).enumerate() {
+            if looked == WALK_BATCHES_MAX {
+                return Place::Walking { cursor: batch.after() };
+            }
+            if batch.matches(&live.filter) {
+                return Place::Ring(batch.clone());
+            }
+        }
+        self.filters[filter].last_match = cursor;
+        self.wait(key, wake());
+        Place::Edge { tail: self.tail }
+    }
+
+    fn wait(&mut self, key: SubscriberKey, wake: W) {
+        let tail = self.tail;
+        let Some(subscriber) = self.get_mut(key) else { return };
+        subscriber.jump = tail;
+        subscriber.wake = Some(wake);
+        if subscriber.waiting.is_none() {
+            let filter = subscriber.filter;
+            let place = self.filters[filter].waiting.len();
+            self.filters[filter].waiting.push(key);
+            if let Some(subscriber) = self.get_mut(key) {
+                subscriber.waiting = Some(place);
+            }
+        }
+    }
+
+    /// Takes in events that are now durable, ascending and beyond the tail, and gives whom to wake.
+    pub fn push(&mut self, events: Vec<Event>) -> Vec<W> {
+        let mut wakes = Vec::new();
+        for batch in Batch::cut(self.tail, events) {
+            self.serial += 1;
+            self.tail = batch.last();
+            self.find(&batch, &mut wakes);
+            self.ring_bytes += batch.bytes();
+            self.ring.push_back(Arc::new(batch));
+        }
+        self.evict();
+        wakes
+    }
+
+    fn find(&mut self, batch: &Batch, wakes: &mut Vec<W>) {
+        let (serial, filters, subscribers) = (self.serial, &mut self.filters, &mut self.subscribers);
+        for topic in batch.topics() {
+            self.matcher.each(topic.as_str(), &mut |at| {
+                let Some(live) = filters.get_mut(at) else { return };
+                if live.found_for == serial || !(live.filter.is_every_type() || batch.matches(&live.filter)) {
+                    return;
+                }
+                live.found_for = serial;
+                live.last_match = batch.last();
+                for key in live.waiting.drain(..) {
+                    if let Some(subscriber) = subscribers.get_mut(key.at) {
+                        subscriber.waiting = None;
+                        subscriber.jump = batch.after();
+                        wakes.extend(subscriber.wake.take());
+                    }
+                }
+            });
+        }
+    }
+
+    /// Counts bytes that a batch in the ring has grown by, as it was encoded in another form.
+    pub fn grown(&mut self, batch: &Batch, bytes: usize) {
+        if batch.after() >= self.ring_after {
+            self.ring_bytes += bytes;
+            self.evict();
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.ring_bytes > self.ring_bytes_max
+            && let Some(oldest) = self.ring.pop_front()
+        {
+            self.ring_after = oldest.last();
+            self.ring_bytes = self.ring_bytes.saturating_sub(oldest.bytes());
+        }
+        if self.ring.is_empty() {
+            self.ring_bytes = 0;
+        }
+    }
+
+    /// Moves the tail over ids that stay without an event.
+    pub fn skip_to(&mut self, tail: EventId) {
+        if tail > self.tail {
+            self.ring.clear();
+            self.ring_bytes = 0;
+            (self.tail, self.ring_after) = (tail, tail);
+        }
+    }
+
+    /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.
+    pub fn trim_log(&mut self, floor: Floor) {
+        for (_, live) in &mut self.filters {
+            live.floor = live.floor.max(floor);
+        }
+        while self.ring.front().is_some_and(|batch| batch.after() < floor.id) {
+            let Some(oldest) = self.ring.pop_front() else { return };
+            self.ring_bytes = self.ring_bytes.saturating_sub(oldest.bytes());
+            self.ring_after = oldest.last();
+            if oldest.last() > floor.id {
+                self.put_back(oldest.without(|event| event.id <= floor.id));
+                return;
+            }
+        }
+    }
+
+    fn put_back(&mut self, batch: Batch) {
+        self.ring_after = batch.after();
+        self.ring_bytes += batch.bytes();
+        self.ring.push_front(Arc::new(batch));
+    }
+
+    /// Topics were trimmed, each up to its floor: readers below are told, and the ring forgets what it holds of them.
+    pub fn trim_topics(&mut self, floors: &HashMap<Topic, Floor>) {
+        for (topic, floor) in floors {
+            let filters = &mut self.filters;
+            self.matcher.each(topic.as_str(), &mut |at| {
+                if let Some(live) = filters.get_mut(at) {
+                    live.floor = live.floor.max(*floor);
+                }
+            });
+        }
+        let highest = floors.values().map(|f| f.id).max().unwrap_or(0);
+        let gone = |event: &Event| floors.get(&event.topic).is_some_and(|floor| event.id <= floor.id);
+        for batch in &mut self.ring {
+            if batch.after() >= highest {
+                break;
+            }
+            if batch.events().iter().any(gone) {
+                let left = batch.without(gone);
+                self.ring_bytes = (self.ring_bytes + left.bytes()).saturating_sub(batch.bytes());
+                *batch = Arc::new(left);
+            }
+        }
+    }
+
+    /// Gives whom to wake at `now` for a heartbeat.
+    pub fn beat(&mut self, now: Millis) -> Vec<W> {
+        let subscribers = &mut self.subscribers;
+        let mut wakes = Vec::new();
+        self.wheel.turn(now, &mut |key, heartbeat| {
+            let subscriber = subscribers.get_mut(key.at).filter(|s| s.serial == key.serial)?;
+            let due = subscriber.sent + heartbeat;
+            if due > now {
+                return Some(due);
+            }
+            wakes.extend(subscriber.wake.take());
+            Some(now + heartbeat)
+        });
+        wakes
+    }
+
+    /// Ends it: every subscriber is told that nothing more comes. Gives whom to wake.
+    pub fn drain(&mut self) -> Vec<W> {
+        self.drained = true;
+        self.subscribers.iter_mut().filter_map(|(_, s)| s.wake.take()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

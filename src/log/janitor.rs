@@ -1,0 +1,88 @@
+//! What goes on in the background: retention, sealing, giving back the disk, and the heartbeats of those who wait.
+//!
+//! Two threads. What holds: a trim passes through the sequencer like every write; a slow disk holds up no heartbeat.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::task::Waker;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::event::Millis;
+use crate::hub::Hub;
+use crate::sequencer::local::Request;
+use crate::store::{Policy, Store, StoreError};
+
+/// How often retention is looked at. The promise is within ten seconds.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Heartbeats are late by at most so much, or by a thirty-second of a heartbeat where that is more.
+const BEAT_MIN: Duration = Duration::from_millis(10);
+const BEAT_MAX: Duration = Duration::from_millis(500);
+
+/// The two threads; they end when it is stopped or dropped.
+pub struct Janitor {
+    stop: Vec<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Janitor {
+    pub fn start(
+        store: Arc<dyn Store>,
+        requests: Sender<Request>,
+        policy: Policy,
+        clock: fn() -> Millis,
+        hub: Arc<Mutex<Hub<Waker>>>,
+        heartbeat: Duration,
+    ) -> io::Result<Self> {
+        let mut janitor = Self { stop: Vec::new(), threads: Vec::new() };
+        janitor.every("janitor", ROUND, move || {
+            if let Err(error) = round(&*store, &requests, &policy, clock()) {
+                tracing::warn!(%error, "retention and sealing could not be done; trying again");
+            }
+        })?;
+        janitor.every("heartbeat", (heartbeat / 32).clamp(BEAT_MIN, BEAT_MAX), move || {
+            let wakes = hub.lock().beat(clock());
+            wakes.into_iter().for_each(Waker::wake);
+        })?;
+        Ok(janitor)
+    }
+
+    fn every(&mut self, name: &str, period: Duration, mut work: impl FnMut() + Send + 'static) -> io::Result<()> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = Builder::new().name(name.into()).spawn(move || {
+            while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                work();
+            }
+        })?;
+        self.stop.push(stop);
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Waits until what is being done is done.
+    pub fn stop(self) {
+        drop(self.stop);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a background thread had panicked");
+            }
+        }
+    }
+}
+
+fn round(store: &dyn Store, requests: &Sender<Request>, policy: &Policy, now: Millis) -> Result<(), StoreError> {
+    let trims = store.due_trims(policy, now)?;
+    if !trims.is_empty() {
+        let (answer, answered) = oneshot::channel();
+        if requests.send(Request::Trim { trims, answer }).is_err() {
+            return Ok(());
+        }
+        answered.blocking_recv().unwrap_or(Err(StoreError::Closed))?;
+    }
+    store.tidy()
+}

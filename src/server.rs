@@ -1,0 +1,211 @@
+//! Sockets: listening, accepting, HTTP/1.1 or HTTP/2 on each connection, and the end of it all.
+//!
+//! What holds: connections are bounded in number, a drain ends within its time, and no connection outlives `run`. Must not
+//! know what requests mean; a [`Handle`] answers them.
+
+mod conn;
+mod io;
+mod pace;
+
+use std::future::Future;
+use std::io::Result;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::http::answer::Body;
+use crate::http::{Api, Peer};
+
+pub use conn::RequestBody;
+
+/// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`, which is 4096 where it was not touched.
+/// A server that restarts has all its subscribers back within a few `retry` times.
+const BACKLOG: i32 = 4096;
+
+/// Connections beyond `connections_max` that are told so, at a time; more are closed without a word.
+const TURNED_AWAY_MAX: usize = 128;
+
+/// What can be set here.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub listen: SocketAddr,
+    /// A socket that accepts no byte for this long while a write waits is closed.
+    pub write_timeout: Duration,
+    /// Connections that have not ended by themselves after this are closed.
+    pub drain_timeout: Duration,
+    /// 0: no limit but the machine's.
+    pub connections_max: usize,
+    /// From a connection's first moment, or its last answer, to the end of the next request's head.
+    pub header_timeout: Duration,
+    /// Most bytes of a request's head; beyond it the answer is 431.
+    pub header_bytes_max: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4242)),
+            write_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(10),
+            connections_max: 0,
+            header_timeout: Duration::from_secs(30),
+            header_bytes_max: 64 * 1024,
+        }
+    }
+}
+
+/// What answers requests.
+pub trait Handle: Clone + Unpin + Send + Sync + 'static {
+    /// Answers one.
+    fn handle(
+        &self,
+        request: hyper::Request<RequestBody>,
+        peer: Peer,
+    ) -> impl Future<Output = hyper::Response<Body>> + Send;
+
+    /// From now on sends everybody away, and ends what streams there are.
+    fn drain(&self);
+}
+
+impl Handle for Api {
+    async fn handle(&self, request: hyper::Request<RequestBody>, peer: Peer) -> hyper::Response<Body> {
+        Api::handle(self, request, peer).await
+    }
+
+    fn drain(&self) {
+        Api::drain(self);
+    }
+}
+
+/// A bound listener.
+pub struct Server {
+    listener: TcpListener,
+    options: Options,
+}
+
+/// What all connections share.
+struct Shared {
+    options: Options,
+    /// Cancelled when connections are to end by themselves.
+    drain: CancellationToken,
+    /// Cancelled when they are to end at once.
+    kill: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind(options: Options) -> Result<Self> {
+        let socket = Socket::new(Domain::for_address(options.listen), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for the last connections of the process before it.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&options.listen.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self { listener: TcpListener::from_std(socket.into())?, options })
+    }
+
+    /// The address that it listens on, with the port that the system chose for port 0.
+    ///
+    /// # Errors
+    /// When the system does not know.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is ready, then drains: takes no new connection, ends those there are, and returns when they have
+    /// ended, at the latest after `drain_timeout`.
+    pub async fn run<H: Handle>(self, handler: H, stop: impl Future<Output = ()>) {
+        let Self { listener, options } = self;
+        let drain_timeout = options.drain_timeout;
+        let shared = Arc::new(Shared {
+            options,
+            drain: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        tokio::select! {
+            () = accept(&listener, &handler, &shared) => {}
+            () = stop => {}
+        }
+        drop(listener);
+        handler.drain();
+        shared.drain.cancel();
+        shared.tasks.close();
+        if tokio::time::timeout(drain_timeout, shared.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = shared.tasks.len(), "closing what did not end within drain_timeout");
+            shared.kill.cancel();
+            shared.tasks.wait().await;
+        }
+    }
+}
+
+async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Shared>) {
+    let places = Arc::new(Semaphore::new(match shared.options.connections_max {
+        0 => Semaphore::MAX_PERMITS,
+        max => max.min(Semaphore::MAX_PERMITS),
+    }));
+    let refusals = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // A connection that was gone before it was taken costs nothing. Out of file descriptors is not over at
+                // once, and accepting again without a pause would spin.
+                if !is_of_one_connection(&error) {
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                continue;
+            }
+        };
+        let Some((place, peer)) = place(&places, &refusals) else { continue };
+        if let Err(error) = prepare(&stream, &shared.options) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            continue;
+        }
+        let (handler, shared_with) = (handler.clone(), Arc::clone(shared));
+        shared.tasks.spawn(async move {
+            conn::serve(stream, peer, handler, &shared_with).await;
+            drop(place);
+        });
+    }
+}
+
+/// A place among the connections, or among those that are told that there is none.
+fn place(places: &Arc<Semaphore>, refusals: &Arc<Semaphore>) -> Option<(OwnedSemaphorePermit, Peer)> {
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some((place, Peer { turned_away: false }));
+    }
+    let refusal = Arc::clone(refusals).try_acquire_owned().ok()?;
+    Some((refusal, Peer { turned_away: true }))
+}
+
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Small frames leave at once, and a peer that vanished is noticed: while nothing is sent by keepalive, while something is
+/// by its missing acknowledgement.
+fn prepare(stream: &TcpStream, options: &Options) -> Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let probes = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(options.write_timeout))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

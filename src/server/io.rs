@@ -1,0 +1,157 @@
+//! A connection's socket: it gives back first what was already looked at, and closes itself when its peer takes nothing.
+//!
+//! Must not know HTTP.
+
+use std::future::Future as _;
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// How long a client that is still sending, though it has its answer, is listened to.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The socket.
+pub struct Socket {
+    stream: TcpStream,
+    /// Bytes that were read before the protocol was known.
+    looked_at: Bytes,
+    write_timeout: Duration,
+    /// Runs while a write waits; made when one first does.
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Socket {
+    /// `stream`, of which `looked_at` was already read.
+    pub fn new(stream: TcpStream, looked_at: Bytes, write_timeout: Duration) -> Self {
+        Self { stream, looked_at, write_timeout, timer: None, waiting: false }
+    }
+
+    /// Ends the connection. With `unread`, bytes of its last request may still be coming: closing a socket that has unread
+    /// bytes resets it, which would take the answer away from a client that has not read it yet.
+    pub async fn finish(mut self, unread: bool) {
+        let _ = self.stream.shutdown().await;
+        if unread {
+            let mut scrap = [0; 4096];
+            let drained = async { while matches!(self.stream.read(&mut scrap).await, Ok(n) if n > 0) {} };
+            let _ = tokio::time::timeout(LINGER, drained).await;
+        }
+    }
+
+    /// Passes on what a write came to; one that has waited for `write_timeout` since the last byte went out fails.
+    fn watched(&mut self, cx: &mut Context<'_>, written: Poll<Result<usize>>) -> Poll<Result<usize>> {
+        if written.is_ready() {
+            self.waiting = false;
+            return written;
+        }
+        let deadline = Instant::now() + self.write_timeout;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.waiting {
+            self.waiting = true;
+            timer.as_mut().reset(deadline);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        // What its kernel buffer still holds is for nobody.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the peer took no byte for write_timeout")))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        if this.looked_at.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, into);
+        }
+        let n = this.looked_at.len().min(into.remaining());
+        into.put_slice(&this.looked_at[..n]);
+        this.looked_at.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.watched(cx, written)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.watched(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    async fn pair(looked_at: &'static [u8], write_timeout: Duration) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        (Socket::new(stream, Bytes::from_static(looked_at), write_timeout), client)
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_again() {
+        let (mut socket, mut client) = pair(b"PRI ", Duration::from_secs(60)).await;
+        client.write_all(b"* HTTP").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        socket.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"PRI * HTTP");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_left_and_one_that_takes_little_is_not() {
+        let (mut socket, mut client) = pair(b"", Duration::from_millis(200)).await;
+        let chunk = vec![0; 1 << 20];
+        // More than the kernel's buffers of both ends hold, read at a crawl: each read is within the timeout.
+        let (slow_reader, written) = tokio::join!(
+            async {
+                let mut all = vec![0; 64 << 20];
+                client.read_exact(&mut all).await.unwrap();
+                client
+            },
+            async {
+                for _ in 0..64 {
+                    socket.write_all(&chunk).await?;
+                }
+                Ok::<(), Error>(())
+            }
+        );
+        written.unwrap();
+        let error = loop {
+            if let Err(error) = socket.write_all(&chunk).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop(slow_reader);
+    }
+}

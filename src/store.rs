@@ -1,0 +1,268 @@
+//! The past: the durable log behind one face, [`Store`].
+//!
+//! What holds: events lie under their ids in order; a read never shows more than it was asked for up to, and what a read no longer
+//! finds lies at or below a floor that was published before it went. RocksDB is named in `rocks` and nowhere else; `model` has the
+//! same face in memory, for tests. Must not know subscribers, HTTP, tokio or the clock: time is an argument.
+
+pub mod mark;
+pub mod model;
+pub mod rocks;
+pub mod space;
+pub mod wal;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::event::{Event, EventId, EventRef, Millis};
+use crate::sse::GapReason;
+use crate::topic::{Filter, Topic};
+
+/// When a write counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After fdatasync: it survives a power cut.
+    #[default]
+    Sync,
+    /// After write(2), with an fdatasync every second: it survives the death of the process.
+    Interval,
+    /// After write(2); the kernel writes it back when it likes: it survives the death of the process.
+    Os,
+}
+
+/// What a log, or a topic, is limited to. 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    pub max_events: u64,
+    /// Milliseconds.
+    pub max_age: Millis,
+    /// As stored, before compression: each record with its key and its topic's number.
+    pub max_bytes: u64,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Up to where events may be missing. A cursor below it may have missed some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floor {
+    pub id: EventId,
+    pub reason: GapReason,
+}
+
+impl Floor {
+    /// Nothing is missing.
+    pub const NONE: Self = Self { id: 0, reason: GapReason::Trimmed };
+
+    /// The higher of the two; where both are equally high, `self`.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        if other.id > self.id { other } else { self }
+    }
+}
+
+/// What to read: matching events with `after < id <= upto`.
+#[derive(Debug, Clone, Copy)]
+pub struct Scan<'a> {
+    pub filter: &'a Filter,
+    pub after: EventId,
+    pub upto: EventId,
+}
+
+/// Most records that one scan looks at before it returns with what it has: 16,384 at 2–3 million a second keep a blocking
+/// thread for some 8 ms, so that a search for something rare never starves other readers.
+pub const SCAN_RECORDS_MAX: usize = 16_384;
+
+/// What to trim: the events of the log, or of one topic, up to and including `upto`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trim {
+    /// `None`: the whole log.
+    pub topic: Option<Topic>,
+    pub upto: EventId,
+}
+
+/// What is known of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicStats {
+    pub topic: Topic,
+    /// The id of its oldest retained event, or 0.
+    pub earliest: EventId,
+    /// The id of its newest retained event, or 0.
+    pub last: EventId,
+    pub events: u64,
+    pub bytes: u64,
+    pub retention: Option<Limits>,
+}
+
+/// The retention that the operator configured: for the whole log, and for topics by pattern (the last that matches wins).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    pub log: Limits,
+    pub topics: Vec<(crate::topic::Pattern, Limits)>,
+}
+
+impl Policy {
+    /// What `topic` is limited to, unless it has limits of its own.
+    #[must_use]
+    pub fn for_topic(&self, topic: &str) -> Limits {
+        self.topics.iter().rev().find(|(pattern, _)| pattern.matches(topic)).map_or_else(Limits::default, |(_, l)| *l)
+    }
+}
+
+/// The durable log. Every call may block on a disk.
+///
+/// One thread at a time appends and trims (the sequencer's); reads come from any number of threads.
+pub trait Store: Send + Sync + 'static {
+    /// The random name of this log.
+    fn name(&self) -> Arc<str>;
+
+    /// The largest id that was appended or skipped, as recovered or since appended.
+    fn tail(&self) -> EventId;
+
+    /// The time of the newest event ever appended; 0 when there was none.
+    fn last_time(&self) -> Millis;
+
+    /// Appends `events`, which lie beyond the tail in ascending order, all or none; durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// After an error the outcome is unknown, and nothing is written any more until [`Store::reopen`] has succeeded.
+    fn append(&self, events: &[Event]) -> Result<(), StoreError>;
+
+    /// Makes durable what was appended under [`Durability::Interval`].
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// Whether there is room on the disk for `bytes` more of events and for what the store itself must write.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] says how much is there and how much is needed.
+    fn room(&self, bytes: u64) -> Result<(), StoreError>;
+
+    /// Closes and opens the store again after a failed write; the tail may have moved.
+    ///
+    /// # Errors
+    /// When the cause has not gone.
+    fn reopen(&self) -> Result<(), StoreError>;
+
+    /// Raises floors, durably, and gives those that rose, each with where it now is. Nothing below them goes before
+    /// [`Store::floors_published`].
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError>;
+
+    /// Readers know the floors that were raised: what lies below them may go.
+    fn floors_published(&self);
+
+    /// Sets or forgets a topic's own retention.
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError>;
+
+    /// What the limits ask to be trimmed at `now`.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError>;
+
+    /// Takes what lies below published floors out of the counts.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn settle(&self) -> Result<(), StoreError>;
+
+    /// Work in the background: settles, builds indexes for what was appended, gives back the disk below the floors.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    fn tidy(&self) -> Result<(), StoreError>;
+
+    /// Calls `each` with the matching events in order until it breaks, [`SCAN_RECORDS_MAX`] records were looked at, or `upto` is
+    /// reached. Returns how far it came: everything that matches up to there was given to `each`.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn scan(
+        &self,
+        scan: Scan<'_>,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError>;
+
+    /// The cursor after which the last `n` matching events up to `upto` lie.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError>;
+
+    /// The cursor after which every event is at `time` or later.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn before_time(&self, time: Millis) -> Result<EventId, StoreError>;
+
+    /// The floor of the whole log: every id up to it was trimmed.
+    fn log_floor(&self) -> EventId;
+
+    /// The highest floor that concerns `filter`: the log's, a matching topic's, or the end of a hole.
+    fn floor(&self, filter: &Filter) -> Floor;
+
+    /// The smallest retained id; one past the tail when nothing is retained.
+    fn earliest(&self) -> EventId;
+
+    /// The id of the newest retained event of `topic`, or 0. Does not block.
+    fn last_of(&self, topic: &str) -> EventId;
+
+    /// The retention that `topic` has of its own.
+    fn retention_of(&self, topic: &str) -> Option<Limits>;
+
+    /// How many topics hold something. Does not block.
+    fn topic_count(&self) -> u64;
+
+    /// Whether `topic` is known. Does not block.
+    fn has_topic(&self, topic: &str) -> bool;
+
+    /// At most `limit` topics that hold something, in order of name, after `after`, that begin with `prefix`.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError>;
+
+    /// Closes it cleanly: what was appended is durable, no id is skipped at the next start. Reads and writes fail from then on.
+    ///
+    /// # Errors
+    /// When the last write fails.
+    fn close(&self) -> Result<(), StoreError>;
+}
+
+/// Why the store could not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0} is in use by another process; a log is served by one at a time")]
+    Locked(Arc<str>),
+    #[error("the log is corrupt: {0}")]
+    Corrupt(Arc<str>),
+    #[error("the data directory was written by another version: {0}")]
+    Version(Arc<str>),
+    #[error(
+        "the disk is full: {free} bytes are free, {needed} are needed; writing goes on by itself when there is room"
+    )]
+    Full { free: u64, needed: u64 },
+    #[error("{doing}: {cause}")]
+    Io { doing: &'static str, cause: Arc<str> },
+    #[error("the log is closed")]
+    Closed,
+}
+
+impl StoreError {
+    /// An error of the disk or of RocksDB while doing something.
+    pub fn io(doing: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Self {
+        move |cause| Self::Io { doing, cause: cause.to_string().into() }
+    }
+}

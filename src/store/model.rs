@@ -1,0 +1,267 @@
+//! The model store: the same face in memory, plain enough to be right by reading it. Tests judge the real store by it, and drive
+//! the real state machines over it.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Floor, Limits, Policy, SCAN_RECORDS_MAX, Scan, Store, StoreError, TopicStats, Trim};
+use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
+use crate::sse::GapReason;
+use crate::topic::{Filter, Topic};
+
+#[derive(Debug, Default, Clone)]
+struct State {
+    events: BTreeMap<EventId, Event>,
+    tail: EventId,
+    last_time: Millis,
+    log_floor: EventId,
+    floors: BTreeMap<Topic, EventId>,
+    lasts: BTreeMap<Topic, EventId>,
+    retention: BTreeMap<Topic, Limits>,
+    failing: bool,
+}
+
+impl State {
+    fn retained<'a>(&'a self, filter: &'a Filter) -> impl DoubleEndedIterator<Item = &'a Event> {
+        self.events.values().filter(move |e| {
+            e.id > self.log_floor
+                && e.id > self.floors.get(&e.topic).copied().unwrap_or(0)
+                && filter.matches_topic(e.topic.as_str())
+                && filter.matches_type(e.event.as_ref().map(EventType::as_str))
+        })
+    }
+}
+
+/// A log in memory.
+#[derive(Debug, Default)]
+pub struct ModelStore {
+    state: Mutex<State>,
+    /// Most records that a scan looks at; 0: [`SCAN_RECORDS_MAX`]. Small numbers make readers stop in many places.
+    scan_max: usize,
+}
+
+impl ModelStore {
+    /// A store whose scans stop after `scan_max` records.
+    #[must_use]
+    pub fn with_short_scans(scan_max: usize) -> Self {
+        Self { scan_max, ..Self::default() }
+    }
+
+    /// Makes appends fail, or succeed again.
+    pub fn set_failing(&self, failing: bool) {
+        self.state.lock().failing = failing;
+    }
+}
+
+fn bytes_of(event: &Event) -> u64 {
+    let name = |n: Option<&str>| n.map_or(0, |n| 1 + n.len());
+    let names = name(event.event.as_ref().map(EventType::as_str)) + name(event.key.as_ref().map(Key::as_str));
+    (8 + 14 + names + event.data.len()) as u64
+}
+
+/// The newest of `events` that is over a limit.
+fn over<'a>(events: impl DoubleEndedIterator<Item = &'a Event>, limits: &Limits, now: Millis) -> EventId {
+    let (mut count, mut bytes) = (0, 0);
+    for event in events.rev() {
+        count += 1;
+        bytes += bytes_of(event);
+        let old = limits.max_age > 0 && event.time < now.saturating_sub(limits.max_age);
+        let many = limits.max_events > 0 && count > limits.max_events;
+        if old || many || limits.max_bytes > 0 && bytes > limits.max_bytes {
+            return event.id;
+        }
+    }
+    0
+}
+
+impl Store for ModelStore {
+    fn name(&self) -> Arc<str> {
+        "model".into()
+    }
+
+    fn tail(&self) -> EventId {
+        self.state.lock().tail
+    }
+
+    fn last_time(&self) -> Millis {
+        self.state.lock().last_time
+    }
+
+    fn append(&self, events: &[Event]) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.failing {
+            return Err(StoreError::Io { doing: "writing", cause: "the model was told to fail".into() });
+        }
+        for event in events {
+            assert!(event.id > state.tail && event.time >= state.last_time, "ids rise and times do not fall");
+            (state.tail, state.last_time) = (event.id, event.time);
+            state.lasts.insert(event.topic.clone(), event.id);
+            state.events.insert(event.id, event.clone());
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn room(&self, _bytes: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError> {
+        let mut state = self.state.lock();
+        let mut rose = Vec::new();
+        for trim in trims {
+            match &trim.topic {
+                None => {
+                    let upto = trim.upto.min(state.tail);
+                    if upto > state.log_floor {
+                        state.log_floor = upto;
+                        rose.push(Trim { topic: None, upto });
+                    }
+                }
+                Some(topic) => {
+                    let upto = trim.upto.min(state.lasts.get(topic).copied().unwrap_or(0));
+                    let floor = state.floors.get(topic).copied().unwrap_or(0);
+                    if upto > floor.max(state.log_floor) {
+                        state.floors.insert(topic.clone(), upto);
+                        rose.push(Trim { topic: Some(topic.clone()), upto });
+                    }
+                }
+            }
+        }
+        Ok(rose)
+    }
+
+    fn floors_published(&self) {
+        let mut state = self.state.lock();
+        let State { events, log_floor, floors, .. } = &mut *state;
+        events.retain(|id, e| *id > *log_floor && *id > floors.get(&e.topic).copied().unwrap_or(0));
+    }
+
+    fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        match limits {
+            Some(limits) => state.retention.insert(topic.clone(), limits),
+            None => state.retention.remove(topic),
+        };
+        Ok(())
+    }
+
+    fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError> {
+        let state = self.state.lock();
+        let all = Filter::all();
+        let mut trims = vec![Trim { topic: None, upto: over(state.retained(&all), &policy.log, now) }];
+        for topic in state.lasts.keys() {
+            let limits = state.retention.get(topic).copied().unwrap_or_else(|| policy.for_topic(topic.as_str()));
+            let upto = over(state.retained(&all).filter(|e| e.topic == *topic), &limits, now);
+            trims.push(Trim { topic: Some(topic.clone()), upto });
+        }
+        trims.retain(|trim| trim.upto > 0);
+        Ok(trims)
+    }
+
+    fn settle(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn tidy(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn scan(
+        &self,
+        scan: Scan<'_>,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError> {
+        let state = self.state.lock();
+        let max = if self.scan_max == 0 { SCAN_RECORDS_MAX } else { self.scan_max };
+        if scan.after >= scan.upto {
+            return Ok(scan.after);
+        }
+        for (looked, (&id, event)) in state.events.range(scan.after + 1..=scan.upto).enumerate() {
+            let wanted = state.retained(scan.filter).any(|e| e.id == id);
+            if wanted && each(&event.as_ref()).is_break() || looked + 1 == max {
+                return Ok(id);
+            }
+        }
+        Ok(scan.upto)
+    }
+
+    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+        let state = self.state.lock();
+        let Some(skip) = n.checked_sub(1) else { return Ok(upto) };
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let first = state.retained(filter).rev().filter(|e| e.id <= upto).nth(skip);
+        Ok(first.map_or(state.log_floor, |e| e.id - 1))
+    }
+
+    fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
+        let state = self.state.lock();
+        let earlier = state.events.values().rev().find(|e| e.time < time);
+        Ok(earlier.map_or(0, |e| e.id).max(state.log_floor))
+    }
+
+    fn log_floor(&self) -> EventId {
+        self.state.lock().log_floor
+    }
+
+    fn floor(&self, filter: &Filter) -> Floor {
+        let state = self.state.lock();
+        let topics = state.floors.iter().filter(|(t, _)| filter.matches_topic(t.as_str())).map(|(_, &floor)| floor);
+        Floor { id: topics.max().unwrap_or(0).max(state.log_floor), reason: GapReason::Trimmed }
+    }
+
+    fn earliest(&self) -> EventId {
+        let state = self.state.lock();
+        state.retained(&Filter::all()).next().map_or(state.tail + 1, |e| e.id)
+    }
+
+    fn last_of(&self, topic: &str) -> EventId {
+        let state = self.state.lock();
+        state.retained(&Filter::all()).rfind(|e| e.topic.as_str() == topic).map_or(0, |e| e.id)
+    }
+
+    fn retention_of(&self, topic: &str) -> Option<Limits> {
+        self.state.lock().retention.get(topic).copied()
+    }
+
+    fn topic_count(&self) -> u64 {
+        self.state.lock().lasts.len() as u64
+    }
+
+    fn has_topic(&self, topic: &str) -> bool {
+        self.state.lock().lasts.contains_key(topic)
+    }
+
+    fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
+        let state = self.state.lock();
+        let all = Filter::all();
+        let names =
+            state.lasts.keys().filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
+        let stats = names.map(|topic| {
+            let events: Vec<_> = state.retained(&all).filter(|e| e.topic == *topic).collect();
+            TopicStats {
+                topic: topic.clone(),
+                earliest: events.first().map_or(0, |e| e.id),
+                last: events.last().map_or(0, |e| e.id),
+                events: events.len() as u64,
+                bytes: events.iter().map(|e| bytes_of(e)).sum(),
+                retention: state.retention.get(topic).copied(),
+            }
+        });
+        Ok(stats.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! The log on RocksDB: the only room that names it.
+//!
+//! ```text
+//! DIR/lock   held while a process serves the log
+//! DIR/ids    the ids reserved ahead, where durability is not `sync` (`mark`)
+//! DIR/db     RocksDB; its column families are described in `layout`
+//! ```
+//!
+//! What holds: one write batch carries a publish with all that belongs to it; `directory` describes exactly what is committed;
+//! after a failed write nothing more is written until the database was closed, opened and read anew.
+
+mod directory;
+mod layout;
+mod open;
+mod read;
+mod seal;
+mod topics;
+mod trim;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
+
+use self::directory::{Directory, Row};
+use self::layout::{LOG, META, TOPIC, TopicRow, log_key, meta, pair};
+use self::open::Floors;
+use super::mark::Mark;
+use super::space::Gauge;
+use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim};
+use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
+use crate::record::{Record, TopicNumber};
+use crate::topic::{Filter, Topic};
+
+/// How many ids are reserved at once where durability is not `sync`: an unclean stop skips at most so many, and 65,536 of
+/// them make one fdatasync of the mark vanish among 65,536 appends.
+const RESERVE_IDS: u64 = 65_536;
+
+/// What a record costs beside its value: its key.
+const KEY_BYTES: u32 = 8;
+
+/// How the log is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub dir: PathBuf,
+    pub durability: Durability,
+    /// Bytes of RocksDB's block cache, which all reads share. 64 MiB hold what some thousand subscribers catch up on at once.
+    pub cache_bytes: usize,
+    /// Bytes appended before RocksDB sorts them into a file; also what a full disk must still have room for.
+    pub write_buffer_bytes: usize,
+}
+
+impl Options {
+    /// The defaults for a log in `dir`.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), durability: Durability::Sync, cache_bytes: 64 << 20, write_buffer_bytes: 16 << 20 }
+    }
+}
+
+/// The log in a directory.
+pub struct RocksStore {
+    options: Options,
+    name: Arc<str>,
+    /// `None` while it is closed, or could not be opened again.
+    db: RwLock<Option<DB>>,
+    directory: RwLock<Directory>,
+    floors: Arc<Floors>,
+    mark: Mutex<Mark>,
+    gauge: Mutex<Gauge>,
+    /// A write has failed: nothing is written before `reopen`.
+    poisoned: AtomicBool,
+    /// One at a time settles floors.
+    settling: Mutex<()>,
+    /// One at a time seals segments and gives back the disk.
+    tidying: Mutex<()>,
+    summaries: Mutex<read::Summaries>,
+    resolved: Mutex<read::Resolved>,
+    /// Held while topics get or lose their numbers.
+    naming: Mutex<()>,
+    /// Held, not read: while it is, no other process serves this directory.
+    _lock: File,
+}
+
+impl RocksStore {
+    fn db(&self) -> Result<Handle<'_>, StoreError> {
+        let guard = self.db.read();
+        if guard.is_none() {
+            return Err(StoreError::Closed);
+        }
+        Ok(Handle(guard))
+    }
+
+    fn writable(&self) -> Result<(), StoreError> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(StoreError::Io { doing: "writing", cause: "an earlier write failed".into() });
+        }
+        Ok(())
+    }
+
+    /// Writes `batch`; when that fails, nothing is written any more.
+    fn write(&self, db: &Handle<'_>, batch: WriteBatch, sync: bool) -> Result<(), StoreError> {
+        self.writable()?;
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.gauge.lock().wrote(batch.size_in_bytes() as u64);
+        db.write_opt(batch, &options).map_err(|e| self.poison("writing", &e))
+    }
+
+    fn poison(&self, doing: &'static str, cause: &dyn std::fmt::Display) -> StoreError {
+        self.poisoned.store(true, Ordering::Release);
+        StoreError::io(doing)(cause)
+    }
+
+    /// Reserves ids up to `last` and some, so that none of them is given twice whatever the disk forgets.
+    fn reserve(&self, last: EventId) -> Result<(), StoreError> {
+        if self.options.durability == Durability::Sync {
+            return Ok(());
+        }
+        let mut mark = self.mark.lock();
+        if mark.reserved().is_some_and(|upto| upto >= last) {
+            return Ok(());
+        }
+        mark.reserve(last + RESERVE_IDS).map_err(|e| self.poison("reserving ids", &e))
+    }
+
+    fn tidy_lock(&self) -> MutexGuard<'_, ()> {
+        self.tidying.lock()
+    }
+}
+
+/// The open database, for as long as it must not be closed.
+struct Handle<'a>(RwLockReadGuard<'a, Option<DB>>);
+
+impl std::ops::Deref for Handle<'_> {
+    type Target = DB;
+    fn deref(&self) -> &DB {
+        self.0.as_ref().expect("RocksStore::db gives no handle to a closed database")
+    }
+}
+
+impl Handle<'_> {
+    fn cf(&self, name: &str) -> &ColumnFamily {
+        self.cf_handle(name).expect("every column family is created when the database is opened")
+    }
+}
+
+impl Store for RocksStore {
+    fn name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    fn tail(&self) -> EventId {
+        self.directory.read().tail
+    }
+
+    fn last_time(&self) -> Millis {
+        self.directory.read().last_time
+    }
+
+    fn append(&self, events: &[Event]) -> Result<(), StoreError> {
+        let Some(newest) = events.last() else { return Ok(()) };
+        let db = self.db()?;
+        self.reserve(newest.id)?;
+        let _no_forgetting = self.naming.lock();
+        let (batch, numbers, sizes) = self.batch_of(&db, events, newest);
+        self.write(&db, batch, self.options.durability == Durability::Sync)?;
+        let mut directory = self.directory.write();
+        for ((event, &number), &bytes) in events.iter().zip(&numbers).zip(&sizes) {
+            if directory.row(number).is_none() {
+                directory.insert(number, Row::new(event.topic.clone()));
+            }
+            directory.appended(event.id, number, bytes, event.time);
+        }
+        directory.tail = newest.id;
+        directory.last_time = newest.time;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.writable()?;
+        self.db()?.flush_wal(true).map_err(|e| self.poison("syncing", &e))
+    }
+
+    fn room(&self, bytes: u64) -> Result<(), StoreError> {
+        let db = self.db()?;
+        let held = || {
+            [LOG, TOPIC, layout::POSTINGS, layout::SEGMENT, META]
+                .iter()
+                .filter_map(|cf| {
+                    db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?
+                })
+                .sum()
+        };
+        self.gauge.lock().room(bytes, held)
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        let _one = self.tidy_lock();
+        self.open_again()
+    }
+
+    fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError> {
+        self.raise(trims)
+    }
+
+    fn floors_published(&self) {
+        self.directory.write().floors_published();
+    }
+
+    fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
+        self.override_retention(topic, limits)
+    }
+
+    fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError> {
+        self.due(policy, now)
+    }
+
+    fn settle(&self) -> Result<(), StoreError> {
+        self.writable()?;
+        let _one = self.settling.lock();
+        self.settle_floors()
+    }
+
+    fn tidy(&self) -> Result<(), StoreError> {
+        self.writable()?;
+        let _one = self.tidy_lock();
+        self.settle()?;
+        self.seal_full_segments()?;
+        self.reclaim()
+    }
+
+    fn scan(
+        &self,
+        scan: Scan<'_>,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError> {
+        self.read_forward(scan, each)
+    }
+
+    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+        self.read_backward(filter, n, upto)
+    }
+
+    fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
+        self.seek_time(time)
+    }
+
+    fn log_floor(&self) -> EventId {
+        self.directory.read().log_floor
+    }
+
+    fn floor(&self, filter: &Filter) -> Floor {
+        self.directory.read().floor(filter)
+    }
+
+    fn earliest(&self) -> EventId {
+        let directory = self.directory.read();
+        if directory.live.events == 0 { directory.tail + 1 } else { directory.earliest.max(directory.log_floor + 1) }
+    }
+
+    fn last_of(&self, topic: &str) -> EventId {
+        let directory = self.directory.read();
+        directory.row_of(topic).map_or(0, |row| directory.retained_last(row))
+    }
+
+    fn retention_of(&self, topic: &str) -> Option<Limits> {
+        self.directory.read().row_of(topic)?.retention
+    }
+
+    fn topic_count(&self) -> u64 {
+        self.directory.read().topic_count()
+    }
+
+    fn has_topic(&self, topic: &str) -> bool {
+        self.directory.read().number(topic).is_some()
+    }
+
+    fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
+        self.list(prefix, after, limit)
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let _one = self.tidy_lock();
+        let mut db = self.db.write();
+        let Some(open) = db.as_ref() else { return Ok(()) };
+        if !self.poisoned.load(Ordering::Acquire) {
+            open.flush_wal(true).map_err(|e| self.poison("syncing", &e))?;
+            let tail = self.directory.read().tail;
+            self.mark.lock().settle(tail).map_err(|e| self.poison("settling the reserved ids", &e))?;
+        }
+        *db = None;
+        Ok(())
+    }
+}
+
+impl RocksStore {
+    /// One write batch with the records, the topics that are new, and the new tail; and each event's topic and size.
+    fn batch_of(&self, db: &Handle<'_>, events: &[Event], newest: &Event) -> (WriteBatch, Vec<TopicNumber>, Vec<u32>) {
+        let (log, topics, metas) = (db.cf(LOG), db.cf(TOPIC), db.cf(META));
+        let mut batch = WriteBatch::default();
+        let mut numbers = Vec::with_capacity(events.len());
+        let mut sizes = Vec::with_capacity(events.len());
+        let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
+        let mut value = Vec::new();
+        let directory = self.directory.read();
+        let mut next = directory.next_topic();
+        for event in events {
+            let number = directory.number(event.topic.as_str()).unwrap_or_else(|| {
+                *created.entry(&event.topic).or_insert_with(|| {
+                    let number = next;
+                    next += 1;
+                    batch.put_cf(topics, event.topic.as_str(), TopicRow { number, floor: 0, retention: None }.encode());
+                    number
+                })
+            });
+            value.clear();
+            record_of(event, number).encode(&mut value);
+            batch.put_cf(log, log_key(event.id), &value);
+            numbers.push(number);
+            sizes.push(
+                KEY_BYTES + u32::try_from(value.len()).expect("a record is smaller than a publish, which is bounded"),
+            );
+        }
+        if !created.is_empty() {
+            batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
+        }
+        batch.put_cf(metas, meta::TAIL, pair(newest.id, newest.time));
+        (batch, numbers, sizes)
+    }
+}
+
+fn record_of(event: &Event, topic: TopicNumber) -> Record<'_> {
+    Record {
+        topic,
+        time: event.time,
+        event: event.event.as_ref().map(EventType::as_str),
+        key: event.key.as_ref().map(Key::as_str),
+        data: &event.data,
+    }
+}

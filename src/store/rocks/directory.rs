@@ -1,0 +1,311 @@
+//! What the store knows without asking the disk: its topics, its floors, its segments, and the index of what is not yet sealed.
+//!
+//! Plain memory behind one lock, held for no longer than a look-up. What holds: it describes exactly what is committed;
+//! `live` counts leave out what was settled below a floor. Must not know RocksDB.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use crate::event::{EventId, Millis};
+use crate::record::TopicNumber;
+use crate::sse::GapReason;
+use crate::store::{Floor, Limits};
+use crate::topic::{Filter, Pattern, Topic};
+
+use super::layout::{Offset, SegmentNumber, first_id, last_id, offset_of, segment_of};
+
+/// A count of events and of their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Amount {
+    pub events: u64,
+    pub bytes: u64,
+}
+
+impl Amount {
+    pub fn add(&mut self, other: Self) {
+        self.events += other.events;
+        self.bytes += other.bytes;
+    }
+
+    /// Takes `other` away; what would fall below zero stays at zero, as the bytes of a partly trimmed segment are estimated at start.
+    pub fn take(&mut self, other: Self) {
+        self.events = self.events.saturating_sub(other.events);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
+/// One topic.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub topic: Topic,
+    /// Its events up to this id are trimmed.
+    pub floor: EventId,
+    /// Its events up to this id are no longer in `live`; catches up with `floor` when floors are settled.
+    pub settled: EventId,
+    pub retention: Option<Limits>,
+    /// The newest event ever appended, retained or not.
+    pub last: EventId,
+    /// The oldest retained event, where it is known.
+    pub first: Option<EventId>,
+    pub live: Amount,
+}
+
+impl Row {
+    #[must_use]
+    pub fn new(topic: Topic) -> Self {
+        Self { topic, floor: 0, settled: 0, retention: None, last: 0, first: None, live: Amount::default() }
+    }
+}
+
+/// A run of 65,536 ids.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Segment {
+    pub first_time: Millis,
+    pub last_time: Millis,
+    /// All that was appended to it.
+    pub total: Amount,
+    /// What of it is not trimmed.
+    pub live: Amount,
+    /// What `total` was when the segment was last rewritten: it still occupies that much of the disk.
+    pub stored: u64,
+}
+
+/// The index of a segment that is not sealed yet.
+#[derive(Debug, Clone, Default)]
+pub struct OpenSegment {
+    /// Ascending by offset: topic and bytes of each event.
+    pub entries: Vec<(Offset, TopicNumber, u32)>,
+    pub postings: HashMap<TopicNumber, Vec<Offset>>,
+}
+
+impl OpenSegment {
+    /// Bytes of the event at `offset`.
+    #[must_use]
+    pub fn bytes_at(&self, offset: Offset) -> u64 {
+        self.entries.binary_search_by_key(&offset, |e| e.0).map_or(0, |at| u64::from(self.entries[at].2))
+    }
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Directory {
+    names: BTreeMap<Topic, TopicNumber>,
+    rows: Vec<Option<Row>>,
+    pub tail: EventId,
+    pub last_time: Millis,
+    pub log_floor: EventId,
+    /// The log's floor as readers were told it.
+    pub log_published: EventId,
+    /// Up to here the log's floor is settled.
+    pub log_settled: EventId,
+    /// Topics whose floor was raised, but not yet published.
+    pub raised: Vec<TopicNumber>,
+    /// Topics whose floor was published, but not yet settled.
+    pub published: Vec<(TopicNumber, EventId)>,
+    /// Bytes below the log's floor that may still lie on the disk.
+    pub dead_bytes: u64,
+    /// The newest hole, lowest and highest id; (0, 0) when there is none.
+    pub hole: (EventId, EventId),
+    pub segments: BTreeMap<SegmentNumber, Segment>,
+    pub open: BTreeMap<SegmentNumber, OpenSegment>,
+    /// Of all topics.
+    pub live: Amount,
+    /// A lower bound of the smallest retained id, moved up as floors rise.
+    pub earliest: EventId,
+}
+
+impl Directory {
+    /// The number that the next new topic gets.
+    #[must_use]
+    pub fn next_topic(&self) -> TopicNumber {
+        TopicNumber::try_from(self.rows.len()).expect("topic numbers have 32 bits; memory ends long before")
+    }
+
+    /// Keeps the numbers below `next` out of use, known or not.
+    pub fn reserve_topics(&mut self, next: TopicNumber) {
+        let next = next as usize;
+        if self.rows.len() < next {
+            self.rows.resize_with(next, || None);
+        }
+    }
+
+    #[must_use]
+    pub fn number(&self, topic: &str) -> Option<TopicNumber> {
+        self.names.get(topic).copied()
+    }
+
+    #[must_use]
+    pub fn row(&self, number: TopicNumber) -> Option<&Row> {
+        self.rows.get(number as usize)?.as_ref()
+    }
+
+    pub fn row_mut(&mut self, number: TopicNumber) -> Option<&mut Row> {
+        self.rows.get_mut(number as usize)?.as_mut()
+    }
+
+    #[must_use]
+    pub fn row_of(&self, topic: &str) -> Option<&Row> {
+        self.row(self.number(topic)?)
+    }
+
+    /// All rows, ascending by number.
+    pub fn rows(&self) -> impl Iterator<Item = (TopicNumber, &Row)> {
+        self.rows.iter().zip(0..).filter_map(|(row, number)| Some((number, row.as_ref()?)))
+    }
+
+    pub fn insert(&mut self, number: TopicNumber, row: Row) {
+        self.reserve_topics(number + 1);
+        self.names.insert(row.topic.clone(), number);
+        self.rows[number as usize] = Some(row);
+    }
+
+    /// Forgets a topic of which nothing is left; its number is not given again.
+    pub fn forget(&mut self, number: TopicNumber) {
+        if let Some(row) = self.rows.get_mut(number as usize).and_then(Option::take) {
+            self.names.remove(&row.topic);
+        }
+    }
+
+    /// Takes in one committed event.
+    pub fn appended(&mut self, id: EventId, number: TopicNumber, bytes: u32, time: Millis) {
+        let amount = Amount { events: 1, bytes: u64::from(bytes) };
+        let segment = segment_of(id);
+        let s = self.segments.entry(segment).or_insert_with(|| Segment { first_time: time, ..Segment::default() });
+        s.last_time = time;
+        s.total.add(amount);
+        s.stored += amount.bytes;
+        let open = self.open.entry(segment).or_default();
+        open.entries.push((offset_of(id), number, bytes));
+        open.postings.entry(number).or_default().push(offset_of(id));
+        let floor = self.log_floor.max(self.row(number).map_or(0, |r| r.floor));
+        if id > floor {
+            if let Some(s) = self.segments.get_mut(&segment) {
+                s.live.add(amount);
+            }
+            self.live.add(amount);
+            let log_floor = self.log_floor;
+            if let Some(row) = self.row_mut(number) {
+                if row.live.events == 0 || row.last <= row.floor.max(log_floor) {
+                    row.first = Some(id);
+                }
+                row.live.add(amount);
+            }
+        }
+        if let Some(row) = self.row_mut(number) {
+            row.last = row.last.max(id);
+        }
+    }
+
+    /// Readers know the floors as they are: what lies below them may be settled.
+    pub fn floors_published(&mut self) {
+        self.log_published = self.log_floor;
+        for number in std::mem::take(&mut self.raised) {
+            if let Some(floor) = self.row(number).map(|row| row.floor) {
+                self.published.push((number, floor));
+            }
+        }
+    }
+
+    /// How many topics a list would show.
+    #[must_use]
+    pub fn topic_count(&self) -> u64 {
+        self.names.len() as u64
+    }
+
+    /// Counts events of one topic in one segment as gone.
+    pub fn removed(&mut self, segment: SegmentNumber, number: TopicNumber, amount: Amount) {
+        if let Some(s) = self.segments.get_mut(&segment) {
+            s.live.take(amount);
+        }
+        self.live.take(amount);
+        if let Some(row) = self.row_mut(number) {
+            row.live.take(amount);
+        }
+    }
+
+    /// The id of the newest retained event of a row, or 0.
+    #[must_use]
+    pub fn retained_last(&self, row: &Row) -> EventId {
+        if row.last > row.floor.max(self.log_floor) { row.last } else { 0 }
+    }
+
+    /// Whether there is anything that a list of topics should show.
+    #[must_use]
+    pub fn shows(&self, row: &Row) -> bool {
+        self.retained_last(row) > 0 || row.retention.is_some()
+    }
+
+    /// The highest floor that concerns `filter`.
+    #[must_use]
+    pub fn floor(&self, filter: &Filter) -> Floor {
+        let mut floor = Floor { id: self.log_floor, reason: GapReason::Trimmed };
+        floor = floor.max(Floor { id: self.hole.1, reason: GapReason::Lost });
+        for pattern in filter.patterns() {
+            self.matching(pattern, &mut |_, row| {
+                floor = floor.max(Floor { id: row.floor, reason: GapReason::Trimmed });
+            });
+        }
+        floor
+    }
+
+    /// Calls `each` with every topic that matches `pattern`, in order of name.
+    pub fn matching(&self, pattern: &Pattern, each: &mut dyn FnMut(TopicNumber, &Row)) {
+        if pattern.is_literal() {
+            if let Some((number, row)) = self.number(pattern.as_str()).and_then(|n| Some((n, self.row(n)?))) {
+                each(number, row);
+            }
+            return;
+        }
+        for (number, row) in self.in_order(pattern.literal_prefix(), None) {
+            if pattern.matches(row.topic.as_str()) {
+                each(number, row);
+            }
+        }
+    }
+
+    /// The topics that begin with `prefix`, in order of name, those after `after`.
+    pub fn in_order<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = (TopicNumber, &'a Row)> {
+        let from = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        self.names
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(move |(name, _)| name.as_str().starts_with(prefix))
+            .filter_map(|(_, &number)| Some((number, self.row(number)?)))
+    }
+
+    /// The segments that hold ids from `after + 1` up to `upto`.
+    #[must_use]
+    pub fn segments_between(&self, after: EventId, upto: EventId) -> Vec<SegmentNumber> {
+        if after >= upto {
+            return Vec::new();
+        }
+        self.segments.range(segment_of(after + 1)..=segment_of(upto)).map(|(&s, _)| s).collect()
+    }
+
+    /// The ids of one topic in an open segment, within `after < id <= upto`.
+    #[must_use]
+    pub fn open_ids(&self, segment: SegmentNumber, topic: TopicNumber, after: EventId, upto: EventId) -> Vec<EventId> {
+        let Some(offsets) = self.open.get(&segment).and_then(|o| o.postings.get(&topic)) else {
+            return Vec::new();
+        };
+        within(segment, offsets, after, upto)
+    }
+}
+
+/// The ids of ascending `offsets` in `segment`, within `after < id <= upto`.
+#[must_use]
+pub fn within(segment: SegmentNumber, offsets: &[Offset], after: EventId, upto: EventId) -> Vec<EventId> {
+    if upto < first_id(segment) || after >= last_id(segment) {
+        return Vec::new();
+    }
+    let base = first_id(segment);
+    let from = offsets.partition_point(|&o| base + u64::from(o) <= after);
+    let to = offsets.partition_point(|&o| base + u64::from(o) <= upto);
+    offsets[from..to.max(from)].iter().map(|&o| base + u64::from(o)).collect()
+}

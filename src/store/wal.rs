@@ -1,0 +1,256 @@
+//! The write-ahead logs, looked at before RocksDB opens them: a torn last write is no harm, corruption is.
+//!
+//! RocksDB's default recovery stops at the first bad place and says OK, so that one flipped bit would silently take every
+//! acknowledged batch after it; its stricter modes refuse the torn tail that each power cut may leave. The two can be told
+//! apart because this program has every batch synced before it writes the next: **when a batch was begun, all before it was
+//! durable**. So a bad place is
+//!
+//! - a **torn tail** when no later batch is seen, neither in its file nor in a later one. Nothing acknowledged can be
+//!   missing but the last batch itself, and a bit that flips in that very batch cannot be told from a torn write. (A batch
+//!   may be torn anywhere: its pages reach the disk in any order. So fragments that may be its own prove nothing.)
+//! - a torn tail too when the first batch of a later file has the very sequence number that was expected: an earlier
+//!   recovery has cut the tail off and went on there. RocksDB marks this on purpose with an empty batch.
+//! - **corruption** otherwise.
+//!
+//! Sequence numbers tell of missing batches and files. Each batch carries the number of its first operation and their
+//! count, one writer writes them in order into one file at a time, whatever the column family, and nothing that this
+//! program does takes a number without writing it there. So they are continuous over all files that are left. The oldest
+//! files go first (RocksDB deletes in order of name), so a stop between two deletions leaves no hole, and the first number
+//! found may be any. What cannot be seen here: that the oldest files, or the newest, are missing.
+//!
+//! Memory is one block, whatever the sizes. It must not know what is in a batch, nor open a database.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+use file::{BATCH_HEAD, FIRST, FULL, LAST, Look, MIDDLE, PREDECESSOR, SEQUENCE_MAX, Wal};
+
+/// What was found; nothing of it needs mending.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WalReport {
+    pub files: u64,
+    /// Of all files together.
+    pub bytes: u64,
+    /// The batches that RocksDB will recover, or has already flushed.
+    pub batches: u64,
+    /// The sequence number that the next batch will have; `None` without any batch.
+    pub next_sequence: Option<u64>,
+    /// The newest torn tail. RocksDB drops it.
+    pub torn: Option<Place>,
+}
+
+/// Where a file stops making sense, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    /// In bytes from the beginning of the file.
+    pub offset: u64,
+    pub what: Bad,
+}
+
+/// What is bad about a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Bad {
+    #[error("the checksum does not match")]
+    Checksum,
+    #[error("the length does not fit into its block")]
+    Length,
+    #[error("the file ends within a batch")]
+    Cut,
+    #[error("there are zeros where a record should be")]
+    Zeros,
+    #[error("the fragments of two batches are mixed")]
+    Order,
+    #[error("the batch is too short, or its sequence number too large")]
+    Batch,
+    #[error("records of type {0} are not written by this program")]
+    Type(u8),
+}
+
+/// Why the logs must not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error("{} cannot be read: {source}", file.display())]
+    Io { file: PathBuf, source: io::Error },
+    #[error(
+        "the write-ahead log {} is corrupt at byte {}: {}, and this is not the torn end of a last write; opening it would \
+         silently lose acknowledged events: `verify` tells what can be read, and restoring a backup mends it",
+        place.file.display(), place.offset, place.what
+    )]
+    Corrupt { place: Place },
+    #[error(
+        "the write-ahead log {} lacks batches before byte {offset}: sequence number {expected} was expected and {found} \
+         found, so a file or a part of one is missing: bring it back; or `verify` tells what can be read, and restoring a \
+         backup mends it",
+        file.display()
+    )]
+    Missing { file: PathBuf, offset: u64, expected: u64, found: u64 },
+}
+
+/// Reads every write-ahead log in `dir` (files like `000012.log`). A directory that does not exist has none.
+///
+/// Takes as long as reading them: their sizes are bounded by the options of the database. No one may write them meanwhile.
+///
+/// # Errors
+/// [`WalError`]: RocksDB must not open the directory, for it would drop acknowledged batches.
+pub fn check(dir: &Path) -> Result<WalReport, WalError> {
+    let mut check = Check::default();
+    for path in files(dir).map_err(|source| WalError::Io { file: dir.to_path_buf(), source })? {
+        let mut wal = Wal::open(path.clone()).map_err(|source| WalError::Io { file: path.clone(), source })?;
+        check.report.files += 1;
+        check.report.bytes += wal.len;
+        check.file(&mut wal).map_err(|stop| stop.at(path))?;
+    }
+    Ok(check.report)
+}
+
+fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files: Vec<(u64, PathBuf)> = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
+        if let Some(number) = number.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+            && let Ok(number) = number.parse()
+        {
+            files.push((number, path));
+        }
+    }
+    files.sort_unstable();
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Why looking at a file ended, the file yet unnamed.
+enum Stop {
+    Io(io::Error),
+    Corrupt(u64, Bad),
+    /// An earlier file's tail is not torn: a later file goes on after it.
+    CorruptBefore(Place),
+    Missing {
+        offset: u64,
+        expected: u64,
+        found: u64,
+    },
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Stop {
+    fn at(self, file: PathBuf) -> WalError {
+        match self {
+            Self::Io(source) => WalError::Io { file, source },
+            Self::Corrupt(offset, what) => WalError::Corrupt { place: Place { file, offset, what } },
+            Self::CorruptBefore(place) => WalError::Corrupt { place },
+            Self::Missing { offset, expected, found } => WalError::Missing { file, offset, expected, found },
+        }
+    }
+}
+
+/// A batch of which not all fragments have been seen.
+struct Batch {
+    start: u64,
+    head: [u8; BATCH_HEAD],
+    have: usize,
+}
+
+impl Batch {
+    fn new(start: u64) -> Self {
+        Self { start, head: [0; BATCH_HEAD], have: 0 }
+    }
+
+    fn add(&mut self, payload: &[u8]) {
+        let n = payload.len().min(BATCH_HEAD - self.have);
+        self.head[self.have..self.have + n].copy_from_slice(&payload[..n]);
+        self.have += n;
+    }
+
+    /// Sequence and count.
+    fn read(&self) -> Option<(u64, u64)> {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3] = self.head;
+        let sequence = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let count = u64::from(u32::from_le_bytes([c0, c1, c2, c3]));
+        (self.have == BATCH_HEAD && sequence <= SEQUENCE_MAX).then_some((sequence, count))
+    }
+}
+
+/// The walk through all files in their order.
+#[derive(Default)]
+struct Check {
+    report: WalReport,
+    /// The tail that the next batch to be seen is to excuse.
+    tail: Option<Place>,
+}
+
+impl Check {
+    fn file(&mut self, wal: &mut Wal) -> Result<(), Stop> {
+        let mut batch: Option<Batch> = None;
+        let mut offset = 0;
+        // Every turn moves on by at least a byte, or ends.
+        let what = loop {
+            match wal.look(offset)? {
+                Look::Padding { next } | Look::Record { kind: PREDECESSOR, next, .. } => offset = next,
+                Look::End if batch.is_none() => return Ok(()),
+                Look::End => break Bad::Cut,
+                Look::Bad(what) => break what,
+                Look::Record { kind, payload, next } => {
+                    // Records whose checksums match are not torn: if their order is bad, something between is gone.
+                    let mut of = match (kind, batch.take()) {
+                        (FULL | FIRST, None) => Batch::new(offset),
+                        (MIDDLE | LAST, Some(open)) => open,
+                        (FULL..=LAST, open) => {
+                            return Err(Stop::Corrupt(open.map_or(offset, |open| open.start), Bad::Order));
+                        }
+                        _ => return Err(Stop::Corrupt(offset, Bad::Type(kind))),
+                    };
+                    of.add(payload);
+                    if matches!(kind, FULL | LAST) {
+                        self.batch(&of)?;
+                    } else {
+                        batch = Some(of);
+                    }
+                    offset = next;
+                }
+            }
+        };
+        let since = batch.as_ref().map_or(offset, |batch| batch.start);
+        // When the batch with the bad place says that it ends there, later fragments are another one's.
+        let ends = wal.kind_claimed(offset)? == Some(if batch.is_some() { LAST } else { FULL });
+        if wal.later_batch(offset, since, ends, self.report.next_sequence)? {
+            return Err(Stop::Corrupt(offset, what));
+        }
+        let place = Place { file: wal.path.clone(), offset, what };
+        self.tail.get_or_insert_with(|| place.clone());
+        self.report.torn = Some(place);
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Result<(), Stop> {
+        let Some((sequence, count)) = batch.read() else { return Err(Stop::Corrupt(batch.start, Bad::Batch)) };
+        let expected = self.report.next_sequence;
+        if let Some(tail) = self.tail.take() {
+            // With no batch before the tail (recovery had deleted the file before it, but not yet the tail's own), only
+            // the empty batch speaks for it.
+            if !expected.map_or(count == 0, |expected| sequence == expected) {
+                return Err(Stop::CorruptBefore(tail));
+            }
+        }
+        if let Some(expected) = expected.filter(|&expected| sequence != expected) {
+            return Err(Stop::Missing { offset: batch.start, expected, found: sequence });
+        }
+        self.report.batches += 1;
+        self.report.next_sequence = Some(sequence + count);
+        Ok(())
+    }
+}

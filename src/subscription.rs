@@ -1,0 +1,311 @@
+//! The reader: one cursor that stands on disk, in the ring or at the edge, and moves.
+//!
+//! [`Subscription`] is a state machine without I/O: [`Subscription::next`] says what it wants, and it is told what came of it. First
+//! connect, reconnect, slow client and restart are all this one loop, so there is no seam between replay and live. What holds: the
+//! cursor never moves over a matching event that was not handed out, nor back; a floor above the cursor is told as a gap before the
+//! next event. Must not know sockets, tokio, or the clock.
+
+pub mod stream;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::event::{EventId, Millis};
+use crate::hub::{Batch, Hub, Place, SubscriberKey};
+use crate::sse::{Control, Form, GapReason};
+use crate::store::{Floor, Scan, Store, StoreError};
+use crate::topic::Filter;
+
+/// Bytes of frames that one read hands out: enough to make a blocking read worth its price, little enough that ten thousand
+/// subscribers that catch up hold 640 MiB at the most. A single event may be larger.
+pub const READ_BYTES: usize = 64 << 10;
+
+/// A gap to tell before the next event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The cursor that it was found at.
+    pub requested: EventId,
+    /// Nothing is missing from this id on.
+    pub earliest: EventId,
+    pub reason: GapReason,
+}
+
+impl Gap {
+    /// The gap that a floor means for a cursor, if any.
+    #[must_use]
+    pub fn below(floor: Floor, cursor: EventId) -> Option<Self> {
+        (cursor < floor.id).then(|| Self { requested: cursor, earliest: floor.id + 1, reason: floor.reason })
+    }
+}
+
+/// A beginning, fixed: nothing that is published later can change where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// Everything that matches after this id is delivered.
+    pub cursor: EventId,
+    /// The tail when the beginning was fixed.
+    pub tail: EventId,
+    /// The smallest retained id when the beginning was fixed.
+    pub earliest: EventId,
+    /// What is owed before the first event.
+    pub gap: Option<Gap>,
+    /// The floor that needs no telling any more.
+    pub told: EventId,
+}
+
+/// How a subscription is written, and when it ends.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub form: Form,
+    /// After so long without a byte, a heartbeat.
+    pub heartbeat: Duration,
+    /// False: it ends at the tail of its [`Start`].
+    pub follow: bool,
+}
+
+/// What the machine wants.
+#[derive(Debug)]
+pub enum Want {
+    /// These bytes, whole frames, are next for the subscriber.
+    Emit(Bytes),
+    /// The same, and they tell a gap.
+    Tell(GapReason, Bytes),
+    /// [`read`] the store from here, and hand what came of it to [`Subscription::was_read`].
+    Read(Reading),
+    /// Nothing: the waker that was given is used when there is something.
+    Wait,
+    /// Let others run, then ask again.
+    Yield,
+    /// Everything that was asked for has been delivered.
+    End,
+    /// The server drains; there is more to come, elsewhere or later.
+    Drained,
+}
+
+/// A read that the machine wants done.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    pub filter: Arc<Filter>,
+    pub form: Form,
+    pub after: EventId,
+    pub upto: EventId,
+}
+
+/// What came of a [`Reading`].
+#[derive(Debug)]
+pub struct WasRead {
+    /// Whole frames.
+    pub bytes: Bytes,
+    /// Everything that matches up to here is in `bytes`.
+    pub upto: EventId,
+    /// The id of the last frame in `bytes`; 0 when it is empty.
+    pub last: EventId,
+}
+
+/// Reads at most about [`READ_BYTES`] of frames. Blocks on the disk.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError> {
+    let Reading { filter, form, after, upto } = reading;
+    let mut out = Vec::with_capacity(READ_BYTES / 4);
+    let mut last = 0;
+    let upto = store.scan(Scan { filter, after: *after, upto: *upto }, &mut |event| {
+        form.event(&mut out, event);
+        last = event.id;
+        if out.len() >= READ_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(WasRead { bytes: out.into(), upto, last })
+}
+
+/// One subscriber's cursor.
+#[derive(Debug)]
+pub struct Subscription {
+    key: SubscriberKey,
+    filter: Arc<Filter>,
+    options: Options,
+    log: Arc<str>,
+    cursor: EventId,
+    /// The last `id:` that went out.
+    sent_id: EventId,
+    /// When something last went out.
+    sent: Millis,
+    gap: Option<Gap>,
+    told: EventId,
+    /// With `follow: false`, where it ends.
+    until: Option<EventId>,
+    /// It has not been at the edge since it began, or since it last read from disk.
+    behind: bool,
+    read: Option<WasRead>,
+}
+
+impl Subscription {
+    /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter before the start's floor was read.
+    #[must_use]
+    pub fn new(
+        key: SubscriberKey,
+        filter: Arc<Filter>,
+        log: Arc<str>,
+        start: Start,
+        options: Options,
+        now: Millis,
+    ) -> Self {
+        Self {
+            key,
+            filter,
+            log,
+            cursor: start.cursor,
+            sent_id: start.cursor,
+            sent: now,
+            gap: start.gap,
+            told: start.told,
+            until: (!options.follow).then_some(start.tail),
+            behind: true,
+            read: None,
+            options,
+        }
+    }
+
+    /// Everything that matches up to here was handed out.
+    #[must_use]
+    pub fn cursor(&self) -> EventId {
+        self.cursor
+    }
+
+    /// What is next. `wake` is asked for when the answer is to wait.
+    pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, now: Millis, wake: impl FnOnce() -> W) -> Want {
+        let (floor, place) = {
+            let mut hub = hub.lock();
+            let floor = hub.floor(self.key);
+            self.cursor = self.cursor.max(hub.passed(self.key));
+            let owes = self.gap.is_some() || floor.id > self.told && self.cursor < floor.id || self.read.is_some();
+            // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
+            let place = (!owes && self.until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
+            (floor, place)
+        };
+        if let Some(gap) = self.gap.take().or_else(|| self.gap_below(floor)) {
+            return self.tell(gap, now);
+        }
+        if let Some(read) = self.read.take() {
+            return self.hand_out(read, now);
+        }
+        match (place, self.until) {
+            (None, Some(until)) if self.cursor < until => Want::Read(self.reading(until)),
+            (None, Some(until)) => self.finish(until, now),
+            (None, None) => Want::Yield,
+            (Some(Place::Disk { upto }), _) => {
+                self.behind = true;
+                Want::Read(self.reading(upto))
+            }
+            (Some(Place::Ring(batch)), _) => self.take_share(hub, &batch, now),
+            (Some(Place::Walking { cursor }), _) => {
+                self.cursor = self.cursor.max(cursor);
+                Want::Yield
+            }
+            (Some(Place::Edge { tail }), _) => self.at_edge(tail, now),
+            (Some(Place::Drained), _) => Want::Drained,
+        }
+    }
+
+    /// Hands in what a [`Want::Read`] gave.
+    pub fn was_read(&mut self, read: WasRead) {
+        self.read = Some(read);
+    }
+
+    fn gap_below(&mut self, floor: Floor) -> Option<Gap> {
+        if floor.id <= self.told {
+            return None;
+        }
+        let gap = Gap::below(floor, self.cursor);
+        // At or beyond the floor nothing below it can be missed any more.
+        self.told = floor.id;
+        gap
+    }
+
+    fn tell(&mut self, gap: Gap, now: Millis) -> Want {
+        self.told = self.told.max(gap.earliest - 1);
+        let id = if gap.reason == GapReason::Ahead { 0 } else { self.cursor };
+        let Gap { requested, earliest, reason } = gap;
+        let bytes = self.control(id, &Control::Gap { requested, earliest, reason }, now);
+        Want::Tell(reason, bytes)
+    }
+
+    fn hand_out(&mut self, read: WasRead, now: Millis) -> Want {
+        self.cursor = self.cursor.max(read.upto);
+        if read.bytes.is_empty() {
+            return if self.is_quiet(now) { self.heartbeat(now) } else { Want::Yield };
+        }
+        self.sent_id = read.last;
+        self.emit(read.bytes, now)
+    }
+
+    fn take_share<W>(&mut self, hub: &Mutex<Hub<W>>, batch: &Batch, now: Millis) -> Want {
+        let (share, grown) = batch.share(&self.filter, self.options.form, self.cursor);
+        if grown > 0 {
+            hub.lock().grown(batch, grown);
+        }
+        self.cursor = batch.last();
+        if share.is_empty() {
+            return Want::Yield;
+        }
+        self.sent_id = batch.last_match(&self.filter);
+        self.emit(share, now)
+    }
+
+    fn at_edge(&mut self, tail: EventId, now: Millis) -> Want {
+        self.cursor = self.cursor.max(tail);
+        if self.behind {
+            self.behind = false;
+            return self.live(now);
+        }
+        if !self.is_quiet(now) {
+            return Want::Wait;
+        }
+        if self.cursor > self.sent_id { self.live(now) } else { self.heartbeat(now) }
+    }
+
+    fn finish(&mut self, until: EventId, now: Millis) -> Want {
+        if !self.behind {
+            return Want::End;
+        }
+        self.behind = false;
+        self.cursor = self.cursor.max(until);
+        self.live(now)
+    }
+
+    fn reading(&self, upto: EventId) -> Reading {
+        Reading { filter: self.filter.clone(), form: self.options.form, after: self.cursor, upto }
+    }
+
+    fn is_quiet(&self, now: Millis) -> bool {
+        u128::from(now.saturating_sub(self.sent)) >= self.options.heartbeat.as_millis()
+    }
+
+    fn live(&mut self, now: Millis) -> Want {
+        let log = self.log.clone();
+        Want::Emit(self.control(self.cursor, &Control::Live { tail: self.cursor, log: &log }, now))
+    }
+
+    fn heartbeat(&mut self, now: Millis) -> Want {
+        let mut out = Vec::new();
+        self.options.form.heartbeat(&mut out);
+        self.emit(out.into(), now)
+    }
+
+    fn control(&mut self, id: EventId, control: &Control<'_>, now: Millis) -> Bytes {
+        let mut out = Vec::new();
+        self.options.form.control(&mut out, id, control);
+        self.sent_id = id;
+        self.sent = now;
+        out.into()
+    }
+
+    fn emit(&mut self, bytes: Bytes, now: Millis) -> Want {
+        self.sent = now;
+        Want::Emit(bytes)
+    }
+}
