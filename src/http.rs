@@ -38,7 +38,7 @@ use answer::Body;
 use body::Budget;
 use cross_site::{Allowed, CrossSite};
 use error::Error;
-use problem::Problem;
+use problem::{Code, Problem};
 use route::Resource;
 
 const TIDELOG_LOG: HeaderName = HeaderName::from_static("tidelog-log");
@@ -141,7 +141,8 @@ impl Api {
             Err(error) => error,
         };
         let problem = Problem::from(error);
-        if problem.code.status().is_server_error() {
+        // The rest is the client's to see, or passes by itself.
+        if matches!(problem.code, Code::StorageFailed | Code::OutcomeUnknown) {
             tracing::warn!(method = %request.method, path = request.uri.path(), code = problem.code.as_str(), "{}", problem.detail);
         }
         if subscribe::is_to_be_sent_away(request, &problem)
