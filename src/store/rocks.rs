@@ -191,7 +191,9 @@ impl Store for RocksStore {
         let held = || match self.db() {
             Ok(db) => FAMILIES
                 .iter()
-                .filter_map(|cf| db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?)
+                .filter_map(|cf| {
+                    db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?
+                })
                 .sum(),
             // Closed, as it could not be opened again: what the write-ahead log holds is flushed when it is.
             Err(_) => self.options.write_buffer_bytes as u64,
