@@ -164,22 +164,21 @@ impl<W> Hub<W> {
     /// Takes in a subscriber for `filter`. Its floor is not known yet: raise it with [`Hub::raise_floor`] by what the store says
     /// *after* this call, so that no trim in between is missed.
     pub fn attach(&mut self, filter: &Arc<Filter>, now: Millis) -> SubscriberKey {
-        let at = match self.by_filter.get(filter) {
-            Some(&at) => at,
-            None => {
-                let live = LiveFilter {
-                    filter: filter.clone(),
-                    subscribers: 0,
-                    waiting: Vec::new(),
-                    last_match: self.tail,
-                    floor: Floor::NONE,
-                    found_for: 0,
-                };
-                let at = self.filters.insert(live);
-                self.by_filter.insert(filter.clone(), at);
-                self.matcher.insert(filter, at);
-                at
-            }
+        let at = if let Some(&at) = self.by_filter.get(filter) {
+            at
+        } else {
+            let live = LiveFilter {
+                filter: filter.clone(),
+                subscribers: 0,
+                waiting: Vec::new(),
+                last_match: self.tail,
+                floor: Floor::NONE,
+                found_for: 0,
+            };
+            let at = self.filters.insert(live);
+            self.by_filter.insert(filter.clone(), at);
+            self.matcher.insert(filter, at);
+            at
         };
         self.filters[at].subscribers += 1;
         self.serial += 1;

@@ -128,6 +128,7 @@ fn no_content() -> Response<Body> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names that stand on the wire")]
 struct Written {
     max_events: Option<u64>,
     max_age: Option<Quantity>,

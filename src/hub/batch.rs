@@ -33,7 +33,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Cuts `events`, which follow on `after`, into batches of about [`PIECE_BYTES`].
+    /// Cuts `events`, which follow on `after`, into batches of about `PIECE_BYTES`.
     pub fn cut(mut after: EventId, events: Vec<Event>) -> Vec<Self> {
         let mut batches = Vec::new();
         let mut piece: Vec<Event> = Vec::new();

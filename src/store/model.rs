@@ -247,7 +247,7 @@ impl Store for ModelStore {
         let all = Filter::all();
         let names =
             state.lasts.keys().filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
-        let stats = names.map(|topic| {
+        let topics = names.map(|topic| {
             let events: Vec<_> = state.retained(&all).filter(|e| e.topic == *topic).collect();
             TopicStats {
                 topic: topic.clone(),
@@ -258,7 +258,7 @@ impl Store for ModelStore {
                 retention: state.retention.get(topic).copied(),
             }
         });
-        Ok(stats.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
+        Ok(topics.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
     }
 
     fn close(&self) -> Result<(), StoreError> {

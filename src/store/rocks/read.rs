@@ -138,13 +138,11 @@ pub fn sealed_ids(
     Ok(within(segment, &offsets, after, upto))
 }
 
+/// What is done with each record, until it breaks.
+type Visit<'a> = dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
+
 /// Looks at the records with `after < id <= upto` in order until `each` breaks.
-pub fn records(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+pub fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(log_key(upto + 1));
     let mut it = db.raw_iterator_cf_opt(db.cf(LOG), options);
@@ -429,12 +427,7 @@ impl RocksStore {
     }
 }
 
-fn records_backward(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     let mut it = db.raw_iterator_cf(db.cf(LOG));
     it.seek_for_prev(log_key(upto));
     while let Some((key, value)) = it.item() {

@@ -26,7 +26,7 @@ use crate::topic::{Filter, Pattern, Topic};
 const SLACK: u64 = 20;
 
 /// Topics that are looked at under one hold of the lock.
-const TOPICS_PER_LOOK: usize = 1024;
+const TOPICS_PER_LOOK: TopicNumber = 1024;
 
 /// Below this many dead bytes nothing is rewritten: the write-ahead log and the memtables hold more than that anyway.
 const DEAD_BYTES_MIN: u64 = 4 << 20;
@@ -234,7 +234,9 @@ impl RocksStore {
         }
         self.write(db, batch, false)?;
         let mut directory = self.directory.write();
-        gone.into_iter().for_each(|(number, _)| directory.forget(number));
+        for (number, _) in gone {
+            directory.forget(number);
+        }
         Ok(())
     }
 
@@ -297,7 +299,7 @@ impl RocksStore {
         number: TopicNumber,
     ) -> (Vec<(Topic, Limits, Amount, EventId)>, Option<TopicNumber>) {
         let directory = self.directory.read();
-        let end = directory.next_topic().min(number.saturating_add(TOPICS_PER_LOOK as TopicNumber));
+        let end = directory.next_topic().min(number.saturating_add(TOPICS_PER_LOOK));
         let some = (number..end).filter_map(|n| directory.row(n)).filter(|row| row.live.events > 0).filter_map(|row| {
             let limits = row.retention.unwrap_or_else(|| policy.for_topic(row.topic.as_str()));
             let floor = row.floor.max(directory.log_floor);
@@ -402,11 +404,11 @@ impl RocksStore {
         if dead >= DEAD_BYTES_MIN.max(live / SLACK) {
             db.delete_file_in_range_cf(db.cf(LOG), log_key(0), log_key(floor))
                 .map_err(|e| StoreError::io("dropping files below the floor")(&e))?;
-            self.rewrite(&db, 0, floor);
+            rewrite(&db, 0, floor);
             self.directory.write().dead_bytes = 0;
         }
         for (first, last) in self.mostly_dead() {
-            self.rewrite(&db, first_id(first), last_id(last));
+            rewrite(&db, first_id(first), last_id(last));
             let mut directory = self.directory.write();
             directory.segments.range_mut(first..=last).for_each(|(_, s)| s.stored = s.live.bytes);
         }
@@ -424,7 +426,9 @@ impl RocksStore {
             return Ok(());
         }
         let mut batch = WriteBatch::default();
-        gone.iter().for_each(|s| batch.delete_cf(db.cf(SEGMENT), s.to_be_bytes()));
+        for segment in &gone {
+            batch.delete_cf(db.cf(SEGMENT), segment.to_be_bytes());
+        }
         self.write(db, batch, false)?;
         let mut directory = self.directory.write();
         for segment in gone {
@@ -451,12 +455,12 @@ impl RocksStore {
         }
         runs.into_iter().filter(|(.., dead)| *dead >= DEAD_BYTES_MIN).map(|(first, last, _)| (first, last)).collect()
     }
+}
 
-    /// Writes the files that overlap these ids again, without what is dead.
-    fn rewrite(&self, db: &Handle<'_>, first: EventId, last: EventId) {
-        let mut options = CompactOptions::default();
-        options.set_exclusive_manual_compaction(false);
-        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
-    }
+/// Writes the files that overlap these ids again, without what is dead.
+fn rewrite(db: &Handle<'_>, first: EventId, last: EventId) {
+    let mut options = CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
 }

@@ -24,10 +24,14 @@ fn open(dir: &Path) -> DB {
     open_with(dir, |_| {}).unwrap()
 }
 
+fn usize_of(n: u64) -> usize {
+    usize::try_from(n).unwrap()
+}
+
 /// One synced batch of two operations: number `id` in `log`, with `bytes` bytes, and in one of the others.
 fn put(db: &DB, id: u64, bytes: usize) {
     let mut batch = WriteBatch::default();
-    let value: Vec<u8> = (0..bytes).map(|at| (id as usize * 31 + at * 7) as u8).collect();
+    let value: Vec<u8> = (0u8..251).cycle().skip(usize_of(id % 251)).take(bytes).collect();
     batch.put_cf(db.cf_handle("log").unwrap(), id.to_be_bytes(), value);
     batch.put_cf(db.cf_handle(if id.is_multiple_of(3) { "state" } else { "meta" }).unwrap(), b"tail", id.to_be_bytes());
     let mut synced = WriteOptions::default();
@@ -82,7 +86,7 @@ fn starts(path: &Path) -> Vec<usize> {
         match wal.look(offset).unwrap() {
             Look::Record { kind, next, .. } => {
                 if matches!(kind, FULL | FIRST) {
-                    starts.push(offset as usize);
+                    starts.push(usize_of(offset));
                 }
                 offset = next;
             }
@@ -91,7 +95,7 @@ fn starts(path: &Path) -> Vec<usize> {
             Look::Bad(what) => panic!("{what} at {offset}"),
         }
     }
-    starts.push(offset as usize);
+    starts.push(usize_of(offset));
     starts
 }
 
@@ -138,7 +142,7 @@ fn batches_of_every_size_around_the_end_of_a_block_are_clean() {
     let dir = tempdir().unwrap();
     let db = open(dir.path());
     for id in 1..=200 {
-        put(&db, id, BLOCK - 200 + id as usize);
+        put(&db, id, BLOCK - 200 + usize_of(id));
     }
     let report = check(copy(dir.path()).path()).unwrap();
     assert_eq!((report.batches, report.torn), (200, None));
