@@ -38,7 +38,7 @@ use answer::Body;
 use body::Budget;
 use cross_site::{Allowed, CrossSite};
 use error::Error;
-use problem::Problem;
+use problem::{Code, Problem};
 use route::Resource;
 
 const TIDELOG_LOG: HeaderName = HeaderName::from_static("tidelog-log");
@@ -59,8 +59,6 @@ pub struct Options {
     pub allow_origins: Vec<String>,
     /// The server listens on a loopback address, so only loopback names are its own.
     pub loopback: bool,
-    /// What `/metrics` answers.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Default for Options {
@@ -74,7 +72,6 @@ impl Default for Options {
             bodies_bytes_max: 256 << 20,
             allow_origins: Vec::new(),
             loopback: true,
-            metrics: Arc::new(String::new),
         }
     }
 }
@@ -141,7 +138,11 @@ impl Api {
             Err(error) => error,
         };
         let problem = Problem::from(error);
-        if problem.code.status().is_server_error() {
+        if request.method == Method::POST {
+            self.inner.log.count_refused(problem.code.as_str());
+        }
+        // The rest is the client's to see, or passes by itself.
+        if matches!(problem.code, Code::StorageFailed | Code::OutcomeUnknown) {
             tracing::warn!(method = %request.method, path = request.uri.path(), code = problem.code.as_str(), "{}", problem.detail);
         }
         if subscribe::is_to_be_sent_away(request, &problem)

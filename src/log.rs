@@ -292,11 +292,25 @@ impl Log {
         }
     }
 
-    /// How many subscribers there are, and how many bytes the ring holds for them.
+    /// What is counted, with what is a state rather than an event as it is now.
     #[must_use]
-    pub fn subscribers(&self) -> (usize, usize) {
-        let hub = self.inner.source.hub.lock();
-        (hub.subscribers(), hub.ring_bytes())
+    pub fn metrics(&self) -> &Metrics {
+        let metrics = &self.inner.source.metrics;
+        let (subscribers, ring_bytes, tail) = {
+            let hub = self.inner.source.hub.lock();
+            (hub.subscribers(), hub.ring_bytes(), hub.tail())
+        };
+        metrics.subscribers.set(i64::try_from(subscribers).unwrap_or(i64::MAX));
+        metrics.ring_bytes.set(ring_bytes as u64);
+        metrics.tail.set(tail);
+        metrics.earliest.set(self.earliest());
+        metrics.set_writable(self.health() == Health::Writable);
+        metrics
+    }
+
+    /// Counts a publish that was refused with the error `code`.
+    pub fn count_refused(&self, code: &'static str) {
+        self.inner.source.metrics.refused(code);
     }
 
     /// Appends all of `events` under consecutive ids, or none. Answers when they are durable.

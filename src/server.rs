@@ -21,6 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::answer::Body;
 use crate::http::{Api, Peer};
+use crate::metrics::Counted;
+use prometheus_client::metrics::gauge::Gauge;
 
 pub use conn::RequestBody;
 
@@ -45,6 +47,8 @@ pub struct Options {
     pub header_timeout: Duration,
     /// Most bytes of a request's head; beyond it the answer is 431.
     pub header_bytes_max: u32,
+    /// Counts the open sockets.
+    pub connections: Gauge,
 }
 
 impl Default for Options {
@@ -56,6 +60,7 @@ impl Default for Options {
             connections_max: 0,
             header_timeout: Duration::from_secs(30),
             header_bytes_max: 64 * 1024,
+            connections: Gauge::default(),
         }
     }
 }
@@ -173,10 +178,11 @@ async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Sha
             tracing::debug!(%error, "a connection was gone before it was served");
             continue;
         }
+        let counted = Counted::on(&shared.options.connections);
         let (handler, shared_with) = (handler.clone(), Arc::clone(shared));
         shared.tasks.spawn(async move {
             conn::serve(stream, peer, handler, &shared_with).await;
-            drop(place);
+            drop((place, counted));
         });
     }
 }

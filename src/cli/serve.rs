@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tidelog::config::{self, Config, ConfigError, Flags, LogFormat, Logging, VARIABLE_PREFIX};
 use tidelog::http::{self, Api, forms};
-use tidelog::log::{self, Health, Log, OpenError, Policy};
+use tidelog::log::{self, Log, OpenError, Policy};
 use tidelog::metrics::Metrics;
 use tidelog::server::{self, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -143,6 +143,7 @@ async fn serve_log(config: &Config, log: &Log, metrics: &Arc<Metrics>, stop: Can
         write_timeout: config.write_timeout,
         drain_timeout: config.drain_timeout,
         connections_max: config.limits.connections_max,
+        connections: metrics.connections.clone(),
         ..server::Options::default()
     };
     let server = Server::bind(options).map_err(failed)?;
@@ -157,7 +158,7 @@ async fn serve_log(config: &Config, log: &Log, metrics: &Arc<Metrics>, stop: Can
     if io::stderr().is_terminal() {
         let _ = suggest(&mut io::stderr().lock(), address);
     }
-    server.run(api(config, log, metrics, address), stop.cancelled()).await;
+    server.run(api(config, log, address), stop.cancelled()).await;
     Ok(())
 }
 
@@ -179,8 +180,7 @@ async fn open_log(config: &Config, metrics: &Arc<Metrics>) -> Result<Log, Error>
     opened.expect("opening the log does not panic").map_err(Error::Open)
 }
 
-fn api(config: &Config, log: &Log, metrics: &Arc<Metrics>, address: SocketAddr) -> Api {
-    let (measured, metrics) = (log.clone(), metrics.clone());
+fn api(config: &Config, log: &Log, address: SocketAddr) -> Api {
     let options = http::Options {
         limits: forms::Limits {
             event_bytes_max: config.limits.event_bytes_max as u64,
@@ -192,23 +192,9 @@ fn api(config: &Config, log: &Log, metrics: &Arc<Metrics>, address: SocketAddr) 
         request_timeout: config.request_timeout,
         allow_origins: config.cors.allow_origins.clone(),
         loopback: address.ip().is_loopback(),
-        metrics: Arc::new(move || {
-            measure(&measured, &metrics);
-            metrics.render()
-        }),
         ..http::Options::default()
     };
     Api::new(log.clone(), options)
-}
-
-/// Takes what is a state, not an event, into the metrics when they are asked for.
-fn measure(log: &Log, metrics: &Metrics) {
-    let (subscribers, ring_bytes) = log.subscribers();
-    metrics.subscribers.set(i64::try_from(subscribers).unwrap_or(i64::MAX));
-    metrics.ring_bytes.set(ring_bytes as u64);
-    metrics.tail.set(log.tail());
-    metrics.earliest.set(log.earliest());
-    metrics.set_writable(log.health() == Health::Writable);
 }
 
 /// Cancelled by the first SIGTERM or SIGINT. The second ends the process at once.

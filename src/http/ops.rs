@@ -9,6 +9,7 @@ use super::answer::Body;
 use super::error::Error;
 use super::query::Query;
 use crate::log::Health;
+use crate::metrics::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
 const PAGE: &str = include_str!("../ui/index.html");
 const DESCRIPTION: &str = include_str!("openapi.json");
@@ -38,14 +39,7 @@ pub fn readyz(api: &Api, request: &Parts) -> Result<Response<Body>, Error> {
 /// What is counted, for Prometheus.
 pub fn metrics(api: &Api, request: &Parts) -> Result<Response<Body>, Error> {
     takes_no_query(request)?;
-    let text = (api.inner.options.metrics)();
-    // Only OpenMetrics has an end mark.
-    let content_type = if text.ends_with("# EOF\n") {
-        "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    } else {
-        "text/plain; version=0.0.4; charset=utf-8"
-    };
-    Ok(answer(content_type, text))
+    Ok(answer(CONTENT_TYPE_METRICS, api.inner.log.metrics().render()))
 }
 
 /// The description of the API.

@@ -38,6 +38,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// HTTP/2: how long a connection that is beyond the most may go on to be told so.
+const TURNED_AWAY_TIME: Duration = Duration::from_secs(1);
+
 /// Serves `stream` until it ends, or the server does.
 pub async fn serve<H: Handle>(mut stream: TcpStream, peer: Peer, handler: H, shared: &Shared) {
     let served = async {
@@ -135,11 +138,18 @@ async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: 
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(socket), service);
     let mut connection = pin!(connection);
+    let mut leave = pin!(async {
+        if peer.turned_away {
+            tokio::time::sleep(TURNED_AWAY_TIME).await;
+        } else {
+            shared.drain.cancelled().await;
+        }
+    });
     let mut draining = false;
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
-            () = shared.drain.cancelled(), if !draining => {
+            () = &mut leave, if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -80,6 +80,7 @@ impl Handle for Fake {
             _ if peer.turned_away => Body::full("turned away"),
             "/read" => Body::full(request.into_body().collect().await.unwrap().to_bytes().len().to_string()),
             "/early" => Body::full("early"),
+            "/away" => Body::sent_away(framing, 7, &StreamError::Draining { cursor: 7 }.into()),
             "/hang" => std::future::pending().await,
             _ => Body::stream(framing, self.source(&path)),
         });
@@ -179,7 +180,7 @@ async fn the_head_of_a_stream_comes_before_its_first_byte() {
 #[tokio::test]
 async fn a_stream_that_breaks_off_has_its_last_bytes_and_no_last_chunk() {
     let server = start(|_| ());
-    for (path, before) in [("/broken", 0), ("/long-and-broken", 512 * CHUNK.len())] {
+    for (path, before) in [("/broken", 0), ("/away", 0), ("/long-and-broken", 512 * CHUNK.len())] {
         let mut stream = server.send(&get(path)).await;
         // Let the server's writes run full before anything is read.
         let mut all = until(&mut stream, "HTTP/1.1 200 OK\r\n").await.into_bytes();
@@ -195,7 +196,7 @@ async fn a_stream_that_breaks_off_has_its_last_bytes_and_no_last_chunk() {
 async fn an_http2_stream_that_breaks_off_has_its_last_bytes_and_is_reset() {
     let server = start(|_| ());
     let mut sender = server.http2().await;
-    for (path, before) in [("/broken", 0), ("/long-and-broken", 512 * CHUNK.len())] {
+    for (path, before) in [("/broken", 0), ("/away", 0), ("/long-and-broken", 512 * CHUNK.len())] {
         let mut body = in_time(sender.send_request(get2(path))).await.unwrap().into_body();
         let mut all = Vec::new();
         let error = loop {

@@ -28,7 +28,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
 use self::directory::{Directory, Row};
-use self::layout::{LOG, META, TOPIC, TopicRow, log_key, meta, pair};
+use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
@@ -188,14 +188,15 @@ impl Store for RocksStore {
     }
 
     fn room(&self, bytes: u64) -> Result<(), StoreError> {
-        let db = self.db()?;
-        let held = || {
-            [LOG, TOPIC, layout::POSTINGS, layout::SEGMENT, META]
+        let held = || match self.db() {
+            Ok(db) => FAMILIES
                 .iter()
                 .filter_map(|cf| {
                     db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?
                 })
-                .sum()
+                .sum(),
+            // Closed, as it could not be opened again: what the write-ahead log holds is flushed when it is.
+            Err(_) => self.options.write_buffer_bytes as u64,
         };
         self.gauge.lock().room(bytes, held)
     }

@@ -20,6 +20,9 @@ pub const POSTINGS: &str = "postings";
 pub const SEGMENT: &str = "segment";
 pub const META: &str = "meta";
 
+/// All of them.
+pub const FAMILIES: [&str; 5] = [LOG, TOPIC, POSTINGS, SEGMENT, META];
+
 /// The keys of the `meta` column family.
 pub mod meta {
     /// u32: the version of this layout.
