@@ -3,8 +3,8 @@
 # Ends with 0 only when everything is there afterwards; otherwise it says exactly what is missing.
 set -euo pipefail
 
-rust_wanted=1.88
-node_wanted=20
+rust_wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$(dirname "$0")/../Cargo.toml")
+node_wanted=18.19 # Ubuntu 24.04 has that, Debian 12 a later 18
 
 # True when $1 is version $2 or later.
 at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
@@ -19,7 +19,20 @@ has_libclang() {
     done
     return 1
 }
-has_chromium() { [ -x "${CHROMIUM_BIN:-}" ] || any chromium chromium-browser google-chrome-stable google-chrome; }
+# Ubuntu's chromium-browser is a stub that only says that the snap is wanted: so it is run, not looked at.
+has_chromium() {
+    local name
+    for name in ${CHROMIUM_BIN:+"$CHROMIUM_BIN"} chromium chromium-browser google-chrome-stable google-chrome; do
+        if "$name" --version >/dev/null 2>&1; then return 0; fi
+    done
+    return 1
+}
+# Whether apt-get has a Chromium that is none of those stubs. Their versions are like 2:1snap1-0ubuntu2.
+apt_has_chromium() {
+    local candidate
+    candidate=$(apt-cache policy chromium 2>/dev/null | sed -n 's/^ *Candidate: //p')
+    case $candidate in '' | '(none)' | *snap*) return 1 ;; esac
+}
 
 # Prints a line "package what-for" for each thing that is missing.
 missing() {
@@ -54,7 +67,12 @@ refuse_what_is_too_old() {
 
 tell() {
     echo "$1 Please install:" >&2
-    missing "$what" | while read -r package reason; do printf '  %-14s %s\n' "$package" "$reason" >&2; done
+    missing "$what" | while read -r package reason; do
+        if [ "$package" = chromium ] && has apt-cache && ! apt_has_chromium; then
+            reason="$reason. This system's package is only a stub for a snap: Google Chrome's own package (https://www.google.com/chrome/) will do"
+        fi
+        printf '  %-14s %s\n' "$package" "$reason" >&2
+    done
     exit 1
 }
 
@@ -68,10 +86,15 @@ if [ -n "$(missing "$what")" ]; then
         has sudo || tell "Something is missing, and installing it needs root."
         as_root=(sudo)
     fi
-    mapfile -t packages < <(missing "$what" | cut -d ' ' -f 1)
-    echo "installing ${packages[*]}"
     "${as_root[@]}" apt-get update -q || tell "apt-get update failed."
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}" || tell "apt-get install failed."
+    packages=()
+    for package in $(missing "$what" | cut -d ' ' -f 1); do
+        if [ "$package" != chromium ] || apt_has_chromium; then packages+=("$package"); fi
+    done
+    if [ "${#packages[@]}" -gt 0 ]; then
+        echo "installing ${packages[*]}"
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}" || tell "apt-get install failed."
+    fi
     [ -z "$(missing "$what")" ] || tell "Something is still missing."
 fi
 refuse_what_is_too_old "$what"
