@@ -48,6 +48,10 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reads that run at once. They are bounded by the disk and two or more processors, and each costs a thread.
 const READS_MAX: usize = 16;
 
+/// Most reads for one page: a million records looked at, about a second's work. A page that finds nothing in them is empty, and
+/// its `next` says where to go on.
+const PAGE_READS_MAX: usize = 64;
+
 /// Most bytes of events in one page; a single event may be larger.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -445,9 +449,11 @@ impl Log {
         let (mut cursor, mut gap, mut told) = (start.cursor, start.gap, start.told);
         let deadline = tokio::time::Instant::now() + wait;
         let mut found = Found::default();
+        let mut reads = 0;
         loop {
             let upto = self.tail();
-            while found.count == 0 && cursor < upto {
+            while found.count == 0 && cursor < upto && reads < PAGE_READS_MAX {
+                reads += 1;
                 let filter = filter.clone();
                 let (after, page) = (cursor, found);
                 (cursor, found) =
@@ -459,7 +465,7 @@ impl Log {
                     gap = gap.or(Gap::below(floor, after));
                 }
             }
-            if found.count > 0 || gap.is_some() || wait.is_zero() {
+            if found.count > 0 || gap.is_some() || wait.is_zero() || reads == PAGE_READS_MAX {
                 break;
             }
             let woken = std::future::poll_fn(|cx| attached.poll_past(cursor, cx));

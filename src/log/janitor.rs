@@ -40,10 +40,14 @@ impl Janitor {
         heartbeat: Duration,
     ) -> io::Result<Self> {
         let mut janitor = Self { stop: Vec::new(), threads: Vec::new() };
+        let mut told = String::new();
         janitor.every("janitor", ROUND, move || {
-            if let Err(error) = round(&*store, &requests, &policy, clock()) {
-                tracing::warn!(%error, "retention and sealing could not be done; trying again");
+            let failed = round(&*store, &requests, &policy, clock()).err().map(|e| e.to_string()).unwrap_or_default();
+            // Once, not every second until it is mended.
+            if !failed.is_empty() && failed != told {
+                tracing::warn!(error = failed, "retention and sealing could not be done; trying again");
             }
+            told = failed;
         })?;
         janitor.every("heartbeat", (heartbeat / 32).clamp(BEAT_MIN, BEAT_MAX), move || {
             let wakes = hub.lock().beat(clock());

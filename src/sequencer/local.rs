@@ -73,6 +73,18 @@ pub fn start(parts: Parts) -> std::io::Result<(Sender<Request>, JoinHandle<()>)>
     Ok((sender, thread))
 }
 
+/// Says, should the thread end otherwise than by [`Request::Stop`], that nothing is written any more.
+struct Deathbed(Refusal);
+
+impl Drop for Deathbed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let died = StoreError::Io { doing: "writing", cause: "the writer has died; restart the server".into() };
+            *self.0.write() = Some(died);
+        }
+    }
+}
+
 type Ticket = (oneshot::Sender<Result<Appended, StoreError>>, OwnedSemaphorePermit);
 
 struct Writer {
@@ -84,6 +96,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, requests: &Receiver<Request>) {
+        let _deathbed = Deathbed(self.parts.refusal.clone());
         loop {
             let wait = TICK.saturating_sub(self.last_tick.elapsed());
             match requests.recv_timeout(wait) {
