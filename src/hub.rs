@@ -19,7 +19,7 @@ pub use self::batch::Batch;
 use self::matcher::Matcher;
 use self::wheel::Wheel;
 use crate::event::{Event, EventId, Millis};
-use crate::store::Floor;
+use crate::sse::Floor;
 use crate::topic::{Filter, Topic};
 
 /// How many batches one call looks at before it lets others have the lock: some 50 ns each, so about 50 µs.

@@ -162,6 +162,24 @@ impl GapReason {
     }
 }
 
+/// Up to where events may be missing. A cursor below it may have missed some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floor {
+    pub id: EventId,
+    pub reason: GapReason,
+}
+
+impl Floor {
+    /// Nothing is missing.
+    pub const NONE: Self = Self { id: 0, reason: GapReason::Trimmed };
+
+    /// The higher of the two; where both are equally high, `self`.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        if other.id > self.id { other } else { self }
+    }
+}
+
 /// Appends the whole event as one JSON object.
 pub fn json_event(out: &mut Vec<u8>, event: &EventRef<'_>) {
     out.extend_from_slice(b"{\"id\":");

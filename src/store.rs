@@ -14,8 +14,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::event::{Event, EventId, EventRef, Millis};
-use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
+
+pub use crate::sse::Floor;
 
 /// When a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,24 +45,6 @@ impl Limits {
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-/// Up to where events may be missing. A cursor below it may have missed some of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Floor {
-    pub id: EventId,
-    pub reason: GapReason,
-}
-
-impl Floor {
-    /// Nothing is missing.
-    pub const NONE: Self = Self { id: 0, reason: GapReason::Trimmed };
-
-    /// The higher of the two; where both are equally high, `self`.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        if other.id > self.id { other } else { self }
     }
 }
 
