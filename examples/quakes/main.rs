@@ -4,22 +4,31 @@
 //! One publish is under way at a time, so after a broken connection only one is in doubt, and the newest quake in the
 //! log tells whether it was appended. The log is also the only memory: started anew, this goes on where the log ends.
 
-mod link;
 mod page;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use link::{Failure, Link};
 use serde::Deserialize;
+use tidelog::client::{self, Client, Item, SubscribeOptions, Timeouts};
+use tidelog::event::{EventType, Key, NewEvent};
+use tidelog::topic::{Pattern, Topic};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 
 /// One quake a line, by origin time. USGS Earthquake Hazards Program, public domain.
 const QUAKES: &str = include_str!("quakes.ndjson");
+
+/// Every quake; each is published to its network's topic.
+const PATTERN: &str = "quakes.**";
+
+/// A loopback or a LAN answers at once; and no fsync of a busy disk takes longer than the second.
+const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(3), answer: Duration::from_secs(30) };
 
 /// How often a server that is away is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -62,6 +71,18 @@ struct Quake {
     line: &'static str,
 }
 
+impl Quake {
+    fn event(&self) -> Result<NewEvent, String> {
+        let wrong = |e: &dyn Display| format!("quakes.ndjson: {}: {e}", self.id);
+        Ok(NewEvent {
+            topic: Topic::parse(&format!("quakes.{}", self.net)).map_err(|e| wrong(&e))?,
+            event: EventType::parse("quake").map_err(|e| wrong(&e))?,
+            key: Some(Key::parse(&self.id).map_err(|e| wrong(&e))?),
+            data: self.line.to_owned(),
+        })
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let run = run(Args::parse());
@@ -80,9 +101,9 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), String> {
     let quakes = read(QUAKES)?;
-    let mut link = Link::new(&args.server)?;
+    let client = Client::new(&args.server).map_err(|e| e.to_string())?.with_timeouts(TIMEOUTS);
     if args.no_page {
-        return feed(&mut link, &quakes, args.speed).await;
+        return feed(&client, &quakes, args.speed).await;
     }
     let listener = TcpListener::bind(args.page)
         .await
@@ -92,7 +113,7 @@ async fn run(args: Args) -> Result<(), String> {
     // The page stays after the last quake.
     let (fed, ()) = tokio::join!(
         async {
-            let fed = feed(&mut link, &quakes, args.speed).await;
+            let fed = feed(&client, &quakes, args.speed).await;
             if let Err(reason) = &fed {
                 eprintln!("quakes: {reason}; Ctrl-C ends the page too");
             }
@@ -109,26 +130,28 @@ fn read(lines: &'static str) -> Result<Vec<Quake>, String> {
 }
 
 /// Publishes what the log does not hold yet.
-async fn feed(link: &mut Link, quakes: &[Quake], speed: f64) -> Result<(), String> {
-    let mut next = resume(link, quakes).await?;
+async fn feed(client: &Client, quakes: &[Quake], speed: f64) -> Result<(), String> {
+    let mut next = resume(client, quakes).await?;
     let bar = progress(quakes.len());
     say(&bar, &format!("{next} of {} quakes are in the log; publishing the others", quakes.len()));
     let mut pace = Pace::new(speed, quakes.get(next));
     while let Some(quake) = quakes.get(next) {
         bar.set_position(next as u64);
         pace.until(quake).await;
-        match publish(link, quake).await {
-            Ok(()) => {
+        match client.publish(quake.event()?, None).await {
+            Ok(_) => {
                 next += 1;
                 bar.set_message(format!("M {:.1} {}", quake.mag, quake.place));
             }
-            Err(Failure::Refused(answer)) => return Err(format!("{} was refused: {answer}", quake.id)),
-            Err(Failure::Broken(reason)) => {
-                say(&bar, &format!("{reason}; looking where the log ends"));
+            Err(error) if !error.outcome_unknown() && !error.is_passing() => {
+                return Err(format!("{}: {error}", quake.id));
+            }
+            Err(error) => {
+                say(&bar, &format!("{error}; looking where the log ends"));
                 // What a living server still has in its hands is settled by then. (A publisher that cannot wait and
                 // look sends an idempotency key instead.)
                 tokio::time::sleep(LOOK_AGAIN).await;
-                let held = resume(link, quakes).await?;
+                let held = resume(client, quakes).await?;
                 say(&bar, &verdict(held, next, &quake.id));
                 next = held;
                 pace = Pace::new(speed, quakes.get(next));
@@ -151,48 +174,38 @@ fn verdict(held: usize, next: usize, id: &str) -> String {
 }
 
 /// How many quakes the log holds, told by the newest one. Waits for a server that is away.
-async fn resume(link: &mut Link, quakes: &[Quake]) -> Result<usize, String> {
+async fn resume(client: &Client, quakes: &[Quake]) -> Result<usize, String> {
+    let Some(newest) = newest(client).await? else { return Ok(0) };
+    let key = newest.key.unwrap_or_default();
+    let held = quakes.iter().position(|quake| quake.id == key);
+    held.map(|n| n + 1).ok_or_else(|| {
+        format!("the log's newest event on {PATTERN} has the key {key:?}, which is none of these quakes; start with an empty data directory")
+    })
+}
+
+/// The newest quake in the log, if there is any: a subscription to the last one that ends where the log ends.
+async fn newest(client: &Client) -> Result<Option<client::Event>, String> {
+    let pattern = Pattern::parse(PATTERN).expect("it is fixed and valid");
+    let options = SubscribeOptions {
+        from: Some("-1".into()),
+        follow: false,
+        retry: LOOK_AGAIN,
+        retry_max: LOOK_AGAIN,
+        ..SubscribeOptions::default()
+    };
+    let mut stream = client.subscribe(&[pattern], options);
     let mut told = false;
-    loop {
-        match newest(link).await {
-            Ok(None) => return Ok(0),
-            Ok(Some(key)) => {
-                let held = quakes.iter().position(|quake| quake.id == key);
-                return held.map(|n| n + 1).ok_or_else(|| format!("the log's newest event on quakes.** has the key {key:?}, which is none of these quakes; start with an empty data directory"));
+    while let Some(item) = stream.next().await {
+        match item.map_err(|e| format!("the log cannot be read: {e}"))? {
+            Item::Event(event) => return Ok(Some(event)),
+            Item::Disconnected { why, .. } if !told => {
+                println!("waiting for the server ({why})");
+                told = true;
             }
-            Err(Failure::Refused(answer)) => return Err(format!("the log cannot be read: {answer}")),
-            Err(Failure::Broken(reason)) => {
-                if !told {
-                    println!("waiting for the server ({reason})");
-                    told = true;
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
+            _ => {}
         }
     }
-}
-
-async fn publish(link: &mut Link, quake: &Quake) -> Result<(), Failure> {
-    let query = form_urlencoded::Serializer::new(String::new())
-        .append_pair("event", "quake")
-        .append_pair("key", &quake.id)
-        .finish();
-    link.post_json(&format!("/topics/quakes.{}?{query}", quake.net), quake.line).await.map(drop)
-}
-
-/// The key of the newest event on `quakes.**`, if there is any.
-async fn newest(link: &mut Link) -> Result<Option<String>, Failure> {
-    #[derive(Deserialize)]
-    struct Page {
-        events: Vec<Event>,
-    }
-    #[derive(Deserialize)]
-    struct Event {
-        key: Option<String>,
-    }
-    let body = link.get_json("/events?topic=quakes.**&from=-1&limit=1").await?;
-    let page: Page = serde_json::from_slice(&body).map_err(|e| Failure::Refused(format!("no page of events: {e}")))?;
-    Ok(page.events.into_iter().next_back().map(|event| event.key.unwrap_or_default()))
+    Ok(None)
 }
 
 /// When each quake is due: as far apart as they were, `speed` times as fast.
