@@ -2,7 +2,7 @@
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release/tidelog
 FEEDER := $(TARGET)/release/examples/quakes
-BROWSER_TESTS := framing.mjs resume.mjs demo.mjs
+BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs
 
 .PHONY: help run demo test check audit bench deps deps-test
 
