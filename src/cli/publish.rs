@@ -47,7 +47,7 @@ pub struct Args {
     /// The type of the events
     #[arg(long, value_name = "TYPE", value_parser = TypeArg::parse)]
     event: Option<TypeArg>,
-    /// The key of the events: the newest of each key is the topic's state
+    /// The key of the events, such as the id of what they are about
     #[arg(long, value_parser = Key::parse)]
     key: Option<Key>,
     /// Stdin holds JSON lines: {"event"?, "key"?, "data"}

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tidelog::config::{self, Config, ConfigError, Flags, LogFormat, Logging, VARIABLE_PREFIX};
 use tidelog::http::{self, Api, forms};
@@ -22,6 +22,10 @@ use tracing_subscriber::EnvFilter;
 
 /// What a shell reports for a program that an interrupt ended.
 const STATUS_SECOND_SIGNAL: i32 = 130;
+
+/// Within so long after the first signal another one is the same: `timeout`, shells and make signal the process and its group,
+/// which must not cut the drain short. Nobody who means a second one is that fast.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// After the log is closed, threads that hang in a disk's driver are left behind: what they wrote was never answered.
 const BLOCKING_EXIT: Duration = Duration::from_secs(2);
@@ -65,8 +69,8 @@ pub enum Error {
     Runtime(io::Error),
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
-    #[error(transparent)]
-    Open(OpenError),
+    #[error("cannot open the log in {}: {error}", dir.display())]
+    Open { dir: PathBuf, error: OpenError },
     #[error("cannot listen on {address}: {error}{}", hint(error))]
     Listen { address: SocketAddr, error: io::Error },
 }
@@ -179,7 +183,7 @@ async fn open_log(config: &Config, metrics: &Arc<Metrics>) -> Result<Log, Error>
         ..log::Options::new(&config.data)
     };
     let opened = tokio::task::spawn_blocking(move || Log::open(options)).await;
-    opened.expect("opening the log does not panic").map_err(Error::Open)
+    opened.expect("opening the log does not panic").map_err(|error| Error::Open { dir: config.data.clone(), error })
 }
 
 fn api(config: &Config, log: &Log, address: SocketAddr) -> Api {
@@ -199,7 +203,7 @@ fn api(config: &Config, log: &Log, address: SocketAddr) -> Api {
     Api::new(log.clone(), options)
 }
 
-/// Cancelled by the first SIGTERM or SIGINT. The second ends the process at once.
+/// Cancelled by the first SIGTERM or SIGINT. A second one, later than [`SAME_SIGNAL`], ends the process at once.
 fn stop_on_signal() -> Result<CancellationToken, Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
@@ -209,7 +213,11 @@ fn stop_on_signal() -> Result<CancellationToken, Error> {
         let name = next(&mut terminate, &mut interrupt).await;
         info!(signal = name, "stopping; a second signal ends at once");
         told.cancel();
-        let name = next(&mut terminate, &mut interrupt).await;
+        let first = Instant::now();
+        let mut name = next(&mut terminate, &mut interrupt).await;
+        while first.elapsed() < SAME_SIGNAL {
+            name = next(&mut terminate, &mut interrupt).await;
+        }
         warn!(signal = name, "ended at once; what was acknowledged is on disk as far as durability says");
         process::exit(STATUS_SECOND_SIGNAL);
     });

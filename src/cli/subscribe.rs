@@ -53,8 +53,8 @@ pub struct Args {
     /// The server: `http://HOST[:PORT][/PREFIX]`
     #[arg(long, value_name = "URL", default_value = super::DEFAULT_SERVER)]
     server: String,
-    /// Where to begin: earliest, latest, an id, -N (the last N), a time (RFC 3339), an age (15m), state or snapshot. Without
-    /// it: latest; with --no-follow: earliest
+    /// Where to begin: earliest, latest, an id, -N (the last N), a time (RFC 3339) or an age (15m). Without it:
+    /// latest; with --no-follow: earliest
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     from: Option<String>,
     /// Keep the place in this file, and go on from there next time
