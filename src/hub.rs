@@ -73,9 +73,21 @@ struct LiveFilter {
     found_for: u64,
 }
 
+/// A batch in the ring, and what it counts of the ring's bytes.
+struct Held {
+    batch: Arc<Batch>,
+    bytes: usize,
+}
+
+impl From<Batch> for Held {
+    fn from(batch: Batch) -> Self {
+        Self { bytes: batch.bytes(), batch: Arc::new(batch) }
+    }
+}
+
 /// The broadcast channel.
 pub struct Hub<W> {
-    ring: VecDeque<Arc<Batch>>,
+    ring: VecDeque<Held>,
     /// The ring holds every event after this id.
     ring_after: EventId,
     ring_bytes: usize,
@@ -265,8 +277,8 @@ impl<W> Hub<W> {
             return Place::Disk { upto: self.tail };
         }
         let live = &self.filters[filter];
-        let from = self.ring.partition_point(|batch| batch.last() <= cursor);
-        for (looked, batch) in self.ring.range(from..).enumerate() {
+        let from = self.ring.partition_point(|held| held.batch.last() <= cursor);
+        for (looked, Held { batch, .. }) in self.ring.range(from..).enumerate() {
             if looked == WALK_BATCHES_MAX {
                 return Place::Walking { cursor: batch.after() };
             }
@@ -302,7 +314,7 @@ impl<W> Hub<W> {
             self.tail = batch.last();
             self.find(&batch, &mut wakes);
             self.ring_bytes += batch.bytes();
-            self.ring.push_back(Arc::new(batch));
+            self.ring.push_back(batch.into());
         }
         self.evict();
         wakes
@@ -329,9 +341,14 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Counts bytes that a batch in the ring has grown by, as it was encoded in another form.
+    /// Counts bytes that a batch has grown by, as it was encoded in another form; one that has left the ring meanwhile, or was
+    /// replaced in it by what a trim left, counts no more.
     pub fn grown(&mut self, batch: &Batch, bytes: usize) {
-        if batch.after() >= self.ring_after {
+        let at = self.ring.partition_point(|held| held.batch.after() < batch.after());
+        if let Some(held) = self.ring.get_mut(at)
+            && std::ptr::eq(&raw const *held.batch, batch)
+        {
+            held.bytes += bytes;
             self.ring_bytes += bytes;
             self.evict();
         }
@@ -341,11 +358,8 @@ impl<W> Hub<W> {
         while self.ring_bytes > self.ring_bytes_max
             && let Some(oldest) = self.ring.pop_front()
         {
-            self.ring_after = oldest.last();
-            self.ring_bytes = self.ring_bytes.saturating_sub(oldest.bytes());
-        }
-        if self.ring.is_empty() {
-            self.ring_bytes = 0;
+            self.ring_after = oldest.batch.last();
+            self.ring_bytes -= oldest.bytes;
         }
     }
 
@@ -363,21 +377,24 @@ impl<W> Hub<W> {
         for (_, live) in &mut self.filters {
             live.floor = live.floor.max(floor);
         }
-        while self.ring.front().is_some_and(|batch| batch.after() < floor.id) {
-            let Some(oldest) = self.ring.pop_front() else { return };
-            self.ring_bytes = self.ring_bytes.saturating_sub(oldest.bytes());
-            self.ring_after = oldest.last();
-            if oldest.last() > floor.id {
-                self.put_back(oldest.without(|event| event.id <= floor.id));
+        while let Some(oldest) = self.ring.pop_front_if(|held| held.batch.after() < floor.id) {
+            self.ring_bytes -= oldest.bytes;
+            self.ring_after = oldest.batch.last();
+            if self.ring_after > floor.id {
+                let left = oldest.batch.without(|event| event.id <= floor.id);
+                self.ring_after = left.after();
+                self.ring_bytes += left.bytes();
+                self.ring.push_front(left.into());
                 return;
             }
         }
     }
 
-    fn put_back(&mut self, batch: Batch) {
-        self.ring_after = batch.after();
-        self.ring_bytes += batch.bytes();
-        self.ring.push_front(Arc::new(batch));
+    /// Raises the floor of every filter to what `floor` says of it. What the ring holds stays.
+    pub fn raise_floors(&mut self, floor: impl Fn(&Filter) -> Floor) {
+        for (_, live) in &mut self.filters {
+            live.floor = live.floor.max(floor(&live.filter));
+        }
     }
 
     /// Topics were trimmed, each up to its floor: readers below are told, and the ring forgets what it holds of them.
@@ -392,14 +409,15 @@ impl<W> Hub<W> {
         }
         let highest = floors.values().map(|f| f.id).max().unwrap_or(0);
         let gone = |event: &Event| floors.get(&event.topic).is_some_and(|floor| event.id <= floor.id);
-        for batch in &mut self.ring {
-            if batch.after() >= highest {
+        for held in &mut self.ring {
+            if held.batch.after() >= highest {
                 break;
             }
-            if batch.events().iter().any(gone) {
-                let left = batch.without(gone);
-                self.ring_bytes = (self.ring_bytes + left.bytes()).saturating_sub(batch.bytes());
-                *batch = Arc::new(left);
+            let concerned = |t: &Topic| floors.get(t).is_some_and(|floor| held.batch.after() < floor.id);
+            if held.batch.topics().iter().any(concerned) && held.batch.events().iter().any(gone) {
+                self.ring_bytes -= held.bytes;
+                *held = held.batch.without(gone).into();
+                self.ring_bytes += held.bytes;
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::event::{EventId, Millis, NewEvent};
 use crate::hub::{self, Hub};
 use crate::metrics::Metrics;
 use crate::sequencer::local::{self, Refusal, Request};
-use crate::sse::{Form, GapReason};
+use crate::sse::Form;
 use crate::store::rocks::{self, RocksStore};
 use crate::store::{Scan, Store, StoreError, Trim};
 use crate::topic::{Filter, Topic};
@@ -28,9 +28,10 @@ use crate::topic::{Filter, Topic};
 pub use crate::sequencer::Appended;
 pub use crate::store::{Durability, Limits, Policy};
 pub use crate::subscription::stream::{Stream as Subscription, StreamError};
-pub use crate::subscription::{Gap, Options as SubscribeOptions, Start};
+pub use crate::subscription::{Begin, Gap, Options as SubscribeOptions, Start};
 
 use crate::subscription::stream::Source;
+use crate::subscription::{Known, look_up};
 
 /// Bytes of publishes that may wait for their commit; beyond, a publisher waits, then is refused. A second and more of the
 /// fastest appends that were measured.
@@ -82,23 +83,6 @@ impl Options {
             metrics: Arc::new(Metrics::new(SystemTime::now())),
         }
     }
-}
-
-/// Where a subscription or a page begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// After this id (`Last-Event-ID`); 0 is before every event.
-    After(EventId),
-    /// At this id, inclusive.
-    At(EventId),
-    /// At the smallest retained id.
-    Earliest,
-    /// After the tail: only what comes.
-    Latest,
-    /// At the last `n` matching events.
-    Last(u64),
-    /// At the first event that is not older than this.
-    Time(Millis),
 }
 
 /// One page of events.
@@ -377,33 +361,16 @@ impl Log {
     /// When the log cannot be read.
     pub async fn start(&self, filter: &Arc<Filter>, begin: Begin) -> Result<Start, ReadError> {
         let source = &self.inner.source;
+        let known = Known::of(&*source.store, filter);
         let tail = self.tail();
-        let looked_up = match begin {
-            Begin::Last(n) => {
+        let found = match begin {
+            Begin::Last(_) | Begin::Time(_) => {
                 let filter = filter.clone();
-                Some(source.blocking(move |store| store.before_last(&filter, n, tail)).await?)
+                source.blocking(move |store| look_up(store, &filter, begin, tail)).await?
             }
-            Begin::Time(time) => Some(source.blocking(move |store| store.before_time(time)).await?.min(tail)),
-            _ => None,
+            Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => tail,
         };
-        let (floor, log_floor, earliest) =
-            (source.store.floor(filter), source.store.log_floor(), source.store.earliest());
-        let at = |cursor| Start { cursor, tail, earliest, gap: None, told: floor.id };
-        let after = |id: EventId| {
-            if id > tail {
-                let earliest = earliest.max(floor.id + 1);
-                let gap = Gap { requested: id, earliest, reason: GapReason::Ahead };
-                return Start { gap: Some(gap), ..at(log_floor) };
-            }
-            Start { gap: Gap::below(floor, id), ..at(id) }
-        };
-        Ok(match begin {
-            Begin::After(id) => after(id),
-            Begin::At(id) => after(id.saturating_sub(1)),
-            Begin::Earliest => at(log_floor),
-            Begin::Latest => at(tail),
-            Begin::Last(_) | Begin::Time(_) => at(looked_up.unwrap_or(tail)),
-        })
+        Ok(Start::fix(begin, known, tail, found))
     }
 
     /// Whether anything that matches lies after `start` up to its tail, or a gap is to be told.

@@ -133,14 +133,14 @@ pub trait Store: Send + Sync + 'static {
     /// When the cause has not gone.
     fn reopen(&self) -> Result<(), StoreError>;
 
-    /// Raises floors, durably, and gives those that rose, each with where it now is. Nothing below them goes before
-    /// [`Store::floors_published`].
+    /// Raises floors, durably, and gives those that rose, each with where it now is. [`Store::floor`] knows them at once; a scan
+    /// finds what lies below them until [`Store::floors_published`].
     ///
     /// # Errors
     /// As [`Store::append`].
     fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError>;
 
-    /// Readers know the floors that were raised: what lies below them may go.
+    /// Readers know the floors that were raised: what lies below them is no longer found, and may go.
     fn floors_published(&self);
 
     /// Sets or forgets a topic's own retention.

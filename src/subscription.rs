@@ -57,6 +57,76 @@ pub struct Start {
     pub told: EventId,
 }
 
+/// Where a subscription or a page begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// After this id (`Last-Event-ID`); 0 is before every event.
+    After(EventId),
+    /// At this id, inclusive.
+    At(EventId),
+    /// At the smallest retained id.
+    Earliest,
+    /// After the tail: only what comes.
+    Latest,
+    /// At the last `n` matching events.
+    Last(u64),
+    /// At the first event that is not older than this.
+    Time(Millis),
+}
+
+/// What the store says before a beginning is fixed.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    floor: Floor,
+    log_floor: EventId,
+    earliest: EventId,
+}
+
+impl Known {
+    /// What `store` says for `filter`.
+    #[must_use]
+    pub fn of(store: &dyn Store, filter: &Filter) -> Self {
+        Self { floor: store.floor(filter), log_floor: store.log_floor(), earliest: store.earliest() }
+    }
+}
+
+/// The cursor at which a beginning that must be searched for is found; that of any other is `tail`. Blocks on the disk.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn look_up(store: &dyn Store, filter: &Filter, begin: Begin, tail: EventId) -> Result<EventId, StoreError> {
+    match begin {
+        Begin::Last(n) => store.before_last(filter, n, tail),
+        Begin::Time(time) => Ok(store.before_time(time)?.min(tail)),
+        Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => Ok(tail),
+    }
+}
+
+impl Start {
+    /// Fixes a beginning. `known` is what the store said before `tail` was asked for, and `found` what [`look_up`] gave after: so
+    /// whatever is trimmed in between counts as not told yet.
+    #[must_use]
+    pub fn fix(begin: Begin, known: Known, tail: EventId, found: EventId) -> Self {
+        let Known { floor, log_floor, earliest } = known;
+        let at = |cursor| Self { cursor, tail, earliest, gap: None, told: floor.id };
+        let after = |id: EventId| {
+            if id > tail {
+                let earliest = earliest.max(floor.id + 1);
+                let gap = Gap { requested: id, earliest, reason: GapReason::Ahead };
+                return Self { gap: Some(gap), ..at(log_floor) };
+            }
+            Self { gap: Gap::below(floor, id), ..at(id) }
+        };
+        match begin {
+            Begin::After(id) => after(id),
+            Begin::At(id) => after(id.saturating_sub(1)),
+            Begin::Earliest => at(log_floor),
+            Begin::Latest => at(tail),
+            Begin::Last(_) | Begin::Time(_) => at(found),
+        }
+    }
+}
+
 /// How a subscription is written, and when it ends.
 #[derive(Debug, Clone)]
 pub struct Options {

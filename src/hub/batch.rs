@@ -3,6 +3,7 @@
 //! What holds: each form of the whole batch is encoded at most once, and a filter's share of it is cut out once for all of its
 //! subscribers. Frames are complete.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -19,6 +20,12 @@ pub const PIECE_BYTES: usize = 64 << 10;
 /// What an event costs in memory beside its texts.
 const EVENT_OVERHEAD: usize = 160;
 
+/// What a share costs in memory beside its bytes.
+const SHARE_OVERHEAD: usize = 80;
+
+/// One filter's share in one form: cut by the first who asks, while others wait for it and nobody else does.
+type Share = Arc<OnceLock<Bytes>>;
+
 /// Consecutive durable events.
 #[derive(Debug)]
 pub struct Batch {
@@ -29,7 +36,7 @@ pub struct Batch {
     topics: Box<[Topic]>,
     bytes: usize,
     whole: [OnceLock<Bytes>; 3],
-    shares: Mutex<Vec<(Arc<Filter>, Form, Bytes)>>,
+    shares: Mutex<HashMap<(Arc<Filter>, Form), Share>>,
 }
 
 impl Batch {
@@ -104,12 +111,10 @@ impl Batch {
         &self.topics
     }
 
-    /// What it costs in memory, with all that was encoded of it so far.
+    /// What its events cost in memory; [`Batch::share`] says by how much it grows.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let whole: usize = self.whole.iter().filter_map(|w| w.get().map(Bytes::len)).sum();
-        let shares: usize = self.shares.lock().iter().map(|(.., share)| share.len()).sum();
-        self.bytes + whole + shares
+        self.bytes
     }
 
     /// Whether any event matches.
@@ -137,16 +142,14 @@ impl Batch {
         if every_topic && (filter.is_every_type() || self.events.iter().all(|e| selects(filter, e))) {
             return self.whole(form);
         }
-        let mut shares = self.shares.lock();
-        if let Some((.., share)) =
-            shares.iter().find(|(f, as_form, _)| *as_form == form && (Arc::ptr_eq(f, filter) || f == filter))
-        {
-            return (share.clone(), 0);
-        }
-        let share = encode(form, self.events.iter().filter(|e| selects(filter, e)));
-        shares.push((filter.clone(), form, share.clone()));
-        let grown = share.len();
-        (share, grown)
+        let share = self.shares.lock().entry((filter.clone(), form)).or_default().clone();
+        let mut grown = 0;
+        let bytes = share.get_or_init(|| {
+            let bytes = encode(form, self.events.iter().filter(|e| selects(filter, e)));
+            grown = bytes.len() + SHARE_OVERHEAD;
+            bytes
+        });
+        (bytes.clone(), grown)
     }
 
     fn whole(&self, form: Form) -> (Bytes, usize) {

@@ -229,35 +229,15 @@ impl Writer {
     /// After a failed write: opens the store again, and delivers what of the failed batch is in the log after all.
     fn reopen(&mut self) {
         let done = self.parts.store.room(0).and_then(|()| self.parts.store.reopen());
-        let done = done.and_then(|()| self.catch_up());
+        let done = done.and_then(|()| catch_up(&*self.parts.store, &self.parts.hub, Waker::wake));
         match done {
             Ok(()) => {
+                self.sequencer.resume(self.parts.store.tail(), self.parts.store.last_time());
                 tracing::info!("the log was opened again; publishes are taken");
                 *self.parts.refusal.write() = None;
             }
             Err(error) => tracing::warn!(%error, "the log cannot be written yet; trying again"),
         }
-    }
-
-    fn catch_up(&mut self) -> Result<(), StoreError> {
-        let store = self.parts.store.clone();
-        let (mut after, tail) = (self.parts.hub.lock().tail(), store.tail());
-        let all = Filter::all();
-        while after < tail {
-            let mut found = Vec::new();
-            after = store.scan(Scan { filter: &all, after, upto: tail }, &mut |event| {
-                found.extend(owned(event));
-                ControlFlow::Continue(())
-            })?;
-            let wakes = self.parts.hub.lock().push(found);
-            wakes.into_iter().for_each(Waker::wake);
-        }
-        let mut hub = self.parts.hub.lock();
-        hub.skip_to(tail);
-        hub.trim_log(store.floor(&all));
-        drop(hub);
-        self.sequencer.resume(tail, store.last_time());
-        Ok(())
     }
 
     fn trim(&mut self, trims: &[Trim]) -> Result<(), StoreError> {
@@ -269,26 +249,54 @@ impl Writer {
                 return Err(error);
             }
         };
-        let mut log = None;
-        let mut topics: HashMap<Topic, Floor> = HashMap::new();
-        for Trim { topic, upto } in rose {
-            let floor = Floor { id: upto, reason: GapReason::Trimmed };
-            match topic {
-                None => log = Some(floor),
-                Some(topic) => drop(topics.insert(topic, floor)),
-            }
-        }
-        let mut hub = self.parts.hub.lock();
-        if let Some(floor) = log {
-            hub.trim_log(floor);
-        }
-        if !topics.is_empty() {
-            hub.trim_topics(&topics);
-        }
-        drop(hub);
+        tell_floors(&mut self.parts.hub.lock(), rose);
         self.parts.store.floors_published();
         Ok(())
     }
+}
+
+/// Tells the readers the floors that the store has raised; then they may be published.
+pub fn tell_floors<W>(hub: &mut Hub<W>, rose: Vec<Trim>) {
+    let mut log = None;
+    let mut topics: HashMap<Topic, Floor> = HashMap::new();
+    for Trim { topic, upto } in rose {
+        let floor = Floor { id: upto, reason: GapReason::Trimmed };
+        match topic {
+            None => log = Some(floor),
+            Some(topic) => drop(topics.insert(topic, floor)),
+        }
+    }
+    if let Some(floor) = log {
+        hub.trim_log(floor);
+    }
+    if !topics.is_empty() {
+        hub.trim_topics(&topics);
+    }
+}
+
+/// Delivers what is in the log beyond the hub's tail, as after a commit that failed and was written all the same, and tells the
+/// readers of ids that were skipped.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(W)) -> Result<(), StoreError> {
+    let (mut after, tail) = (hub.lock().tail(), store.tail());
+    let all = Filter::all();
+    while after < tail {
+        let mut found = Vec::new();
+        after = store.scan(Scan { filter: &all, after, upto: tail }, &mut |event| {
+            found.extend(owned(event));
+            ControlFlow::Continue(())
+        })?;
+        let wakes = hub.lock().push(found);
+        wakes.into_iter().for_each(&wake);
+    }
+    // In one hold of the lock: who reads over the skipped ids must know of them by then. And filter by filter: one topic's floor is
+    // no reason to forget, or to miss, what the ring holds of others.
+    let mut hub = hub.lock();
+    hub.skip_to(tail);
+    hub.raise_floors(|filter| store.floor(filter));
+    Ok(())
 }
 
 /// An owned copy of an event that the store gave; `None` where its names are not valid, which the store has checked.

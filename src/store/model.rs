@@ -12,6 +12,18 @@ use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
 
+/// How appends fail.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Failing {
+    /// They do not.
+    #[default]
+    No,
+    /// Nothing is written.
+    Unwritten,
+    /// All is written, and yet the answer is an error.
+    Written,
+}
+
 #[derive(Debug, Default, Clone)]
 struct State {
     events: BTreeMap<EventId, Event>,
@@ -19,20 +31,32 @@ struct State {
     last_time: Millis,
     log_floor: EventId,
     floors: BTreeMap<Topic, EventId>,
+    /// The end of the newest hole.
+    hole: EventId,
     lasts: BTreeMap<Topic, EventId>,
     retention: BTreeMap<Topic, Limits>,
-    failing: bool,
+    failing: Failing,
+    /// How many ids the next reopening skips.
+    skip: u64,
 }
 
 impl State {
+    /// What readers find: what was trimmed goes when its floor is published, and not before, as until then they do not know of it.
+    fn found<'a>(&'a self, filter: &'a Filter) -> impl DoubleEndedIterator<Item = &'a Event> {
+        self.events.values().filter(move |e| selects(filter, e))
+    }
+
     fn retained<'a>(&'a self, filter: &'a Filter) -> impl DoubleEndedIterator<Item = &'a Event> {
         self.events.values().filter(move |e| {
             e.id > self.log_floor
                 && e.id > self.floors.get(&e.topic).copied().unwrap_or(0)
-                && filter.matches_topic(e.topic.as_str())
-                && filter.matches_type(e.event.as_ref().map(EventType::as_str))
+                && selects(filter, e)
         })
     }
+}
+
+fn selects(filter: &Filter, event: &Event) -> bool {
+    filter.matches_topic(event.topic.as_str()) && filter.matches_type(event.event.as_ref().map(EventType::as_str))
 }
 
 /// A log in memory.
@@ -51,8 +75,13 @@ impl ModelStore {
     }
 
     /// Makes appends fail, or succeed again.
-    pub fn set_failing(&self, failing: bool) {
+    pub fn set_failing(&self, failing: Failing) {
         self.state.lock().failing = failing;
+    }
+
+    /// Makes the next [`Store::reopen`] leave a hole of so many ids.
+    pub fn skip_ids(&self, ids: u64) {
+        self.state.lock().skip = ids;
     }
 }
 
@@ -92,8 +121,9 @@ impl Store for ModelStore {
 
     fn append(&self, events: &[Event]) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        if state.failing {
-            return Err(StoreError::Io { doing: "writing", cause: "the model was told to fail".into() });
+        let failed = Err(StoreError::Io { doing: "writing", cause: "the model was told to fail".into() });
+        if state.failing == Failing::Unwritten {
+            return failed;
         }
         for event in events {
             assert!(event.id > state.tail && event.time >= state.last_time, "ids rise and times do not fall");
@@ -101,7 +131,7 @@ impl Store for ModelStore {
             state.lasts.insert(event.topic.clone(), event.id);
             state.events.insert(event.id, event.clone());
         }
-        Ok(())
+        if state.failing == Failing::Written { failed } else { Ok(()) }
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -113,6 +143,11 @@ impl Store for ModelStore {
     }
 
     fn reopen(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.skip > 0 {
+            state.tail += std::mem::take(&mut state.skip);
+            state.hole = state.tail;
+        }
         Ok(())
     }
 
@@ -188,8 +223,7 @@ impl Store for ModelStore {
             return Ok(scan.after);
         }
         for (looked, (&id, event)) in state.events.range(scan.after + 1..=scan.upto).enumerate() {
-            let wanted = state.retained(scan.filter).any(|e| e.id == id);
-            if wanted && each(&event.as_ref()).is_break() || looked + 1 == max {
+            if selects(scan.filter, event) && each(&event.as_ref()).is_break() || looked + 1 == max {
                 return Ok(id);
             }
         }
@@ -200,7 +234,7 @@ impl Store for ModelStore {
         let state = self.state.lock();
         let Some(skip) = n.checked_sub(1) else { return Ok(upto) };
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let first = state.retained(filter).rev().filter(|e| e.id <= upto).nth(skip);
+        let first = state.found(filter).rev().filter(|e| e.id <= upto).nth(skip);
         Ok(first.map_or(state.log_floor, |e| e.id - 1))
     }
 
@@ -217,7 +251,8 @@ impl Store for ModelStore {
     fn floor(&self, filter: &Filter) -> Floor {
         let state = self.state.lock();
         let topics = state.floors.iter().filter(|(t, _)| filter.matches_topic(t.as_str())).map(|(_, &floor)| floor);
-        Floor { id: topics.max().unwrap_or(0).max(state.log_floor), reason: GapReason::Trimmed }
+        let trimmed = Floor { id: topics.max().unwrap_or(0).max(state.log_floor), reason: GapReason::Trimmed };
+        trimmed.max(Floor { id: state.hole, reason: GapReason::Lost })
     }
 
     fn earliest(&self) -> EventId {

@@ -40,6 +40,8 @@ pub struct Row {
     pub topic: Topic,
     /// Its events up to this id are trimmed.
     pub floor: EventId,
+    /// The floor as readers were told it: only what lies below is hidden from them.
+    pub published: EventId,
     /// Its events up to this id are no longer in `live`; catches up with `floor` when floors are settled.
     pub settled: EventId,
     pub retention: Option<Limits>,
@@ -53,7 +55,7 @@ pub struct Row {
 impl Row {
     #[must_use]
     pub fn new(topic: Topic) -> Self {
-        Self { topic, floor: 0, settled: 0, retention: None, last: 0, first: None, live: Amount::default() }
+        Self { topic, floor: 0, published: 0, settled: 0, retention: None, last: 0, first: None, live: Amount::default() }
     }
 }
 
@@ -196,11 +198,13 @@ impl Directory {
         }
     }
 
-    /// Readers know the floors as they are: what lies below them may be settled.
+    /// Readers know the floors as they are: what lies below them is hidden from now on, and may be settled.
     pub fn floors_published(&mut self) {
         self.log_published = self.log_floor;
         for number in std::mem::take(&mut self.raised) {
-            if let Some(floor) = self.row(number).map(|row| row.floor) {
+            if let Some(row) = self.row_mut(number) {
+                row.published = row.floor;
+                let floor = row.floor;
                 self.published.push((number, floor));
             }
         }

@@ -313,7 +313,13 @@ fn recover_topics(db: &Handle<'_>, directory: &mut Directory, floors: &Floors) -
             return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
         }
         floors.raise_topic(row.number, row.floor);
-        let known = Row { floor: row.floor, settled: row.floor, retention: row.retention, ..Row::new(topic) };
+        let known = Row {
+            floor: row.floor,
+            published: row.floor,
+            settled: row.floor,
+            retention: row.retention,
+            ..Row::new(topic)
+        };
         directory.insert(row.number, known);
         rows.next();
     }

@@ -82,7 +82,8 @@ struct Seen {
     wanted: bool,
 }
 
-/// Turns records into events: knows the topics' names and floors, asking the directory once for each.
+/// Turns records into events: knows the topics' names and floors, asking the directory once for each. The floors are those that
+/// were published: what a raised floor will hide is there until its readers know of it, or they would pass over it untold.
 struct Reader<'a> {
     store: &'a RocksStore,
     filter: &'a Filter,
@@ -101,7 +102,7 @@ impl Reader<'_> {
             let directory = self.store.directory.read();
             // A forgotten topic has no name any more: all of its events lie below a floor.
             let Some(row) = directory.row(topic) else { return Ok(None) };
-            self.seen.insert(topic, Seen { name: row.topic.clone(), floor: row.floor, wanted });
+            self.seen.insert(topic, Seen { name: row.topic.clone(), floor: row.published, wanted });
         }
         let seen = &self.seen[&topic];
         if !seen.wanted || id <= seen.floor.max(self.log_floor) {
@@ -160,7 +161,7 @@ pub fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<
 impl RocksStore {
     fn reader<'a>(&'a self, filter: &'a Filter) -> Reader<'a> {
         let topics = self.topics_of(filter);
-        let log_floor = self.directory.read().log_floor;
+        let log_floor = self.directory.read().log_published;
         Reader { store: self, filter, topics, log_floor, seen: HashMap::new() }
     }
 
