@@ -232,6 +232,8 @@ impl Writer {
         let done = done.and_then(|()| catch_up(&*self.parts.store, &self.parts.hub, Waker::wake));
         match done {
             Ok(()) => {
+                // A floor whose write had failed may be there after all; now readers know of it.
+                self.parts.store.floors_published();
                 self.sequencer.resume(self.parts.store.tail(), self.parts.store.last_time());
                 tracing::info!("the log was opened again; publishes are taken");
                 *self.parts.refusal.write() = None;

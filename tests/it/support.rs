@@ -175,10 +175,8 @@ impl TestServer {
     /// Every event that is retained and matches, as its JSON object.
     pub fn everything(&self, target: &str) -> Vec<Value> {
         let joint = if target.contains('?') { '&' } else { '?' };
-        let stream = self.stream(
-            &format!("{target}{joint}from=earliest&follow=false"),
-            &[("Accept", "application/x-ndjson")],
-        );
+        let stream =
+            self.stream(&format!("{target}{joint}from=earliest&follow=false"), &[("Accept", "application/x-ndjson")]);
         let text = stream.rest().expect("it ends properly");
         let values = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         values.filter(|value| value.get("id").is_some()).collect()
@@ -336,7 +334,8 @@ impl Conn {
 
     pub fn head(&mut self) -> io::Result<Head> {
         let status = self.line()?;
-        let status = status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).unwrap_or_else(|| panic!("{status:?}"));
+        let status =
+            status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).unwrap_or_else(|| panic!("{status:?}"));
         let mut head = Head { status: status.parse().unwrap(), headers: Vec::new() };
         loop {
             let line = self.line()?;

@@ -23,15 +23,7 @@ pub fn filter(patterns: &[&str], types: &[&str]) -> Arc<Filter> {
 }
 
 fn client(pattern: &str, begin: Begin) -> Spec {
-    Spec {
-        filter: filter(&[pattern], &[]),
-        form: Form::Sse,
-        follow: true,
-        begin,
-        leaves: 0,
-        cuts: false,
-        fine: false,
-    }
+    Spec { filter: filter(&[pattern], &[]), form: Form::Sse, follow: true, begin, leaves: 0, cuts: false, fine: false }
 }
 
 fn one(topic: &'static str) -> Ask {
@@ -163,7 +155,9 @@ fn one_who_does_not_follow() {
 
 #[test]
 fn a_commit_that_fails() {
-    for (failing, skip) in [(Failing::Unwritten, 0), (Failing::Written, 0), (Failing::Unwritten, 3), (Failing::Written, 3)] {
+    for (failing, skip) in
+        [(Failing::Unwritten, 0), (Failing::Written, 0), (Failing::Unwritten, 3), (Failing::Written, 3)]
+    {
         every_order(&format!("a commit that fails, {failing:?}, {skip} ids skipped"), || {
             let asks = vec![one("a"), Ask::Fail(failing, skip), one("a")];
             World::new(2, WIDE, vec![client("a", Begin::After(0))], asks).after(1)

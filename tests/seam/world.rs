@@ -14,9 +14,7 @@ use tidelog::sequencer::{Appended, Sequencer};
 use tidelog::sse::Form;
 use tidelog::store::model::{Failing, ModelStore};
 use tidelog::store::{Store, Trim};
-use tidelog::subscription::{
-    Begin, Known, Options, Reading, Start, Subscription, Want, WasRead, look_up, read,
-};
+use tidelog::subscription::{Begin, Known, Options, Reading, Start, Subscription, Want, WasRead, look_up, read};
 use tidelog::topic::{Filter, Topic};
 
 use crate::facts::Facts;
@@ -432,8 +430,7 @@ impl World {
                 client.connection = self.connections;
                 let Spec { form, follow, .. } = client.spec;
                 let options = Options { form, heartbeat: Duration::from_millis(HEARTBEAT), follow };
-                let machine =
-                    Subscription::new(key, filter.clone(), self.store.name(), start, options, self.now);
+                let machine = Subscription::new(key, filter.clone(), self.store.name(), start, options, self.now);
                 Stage::Live(Box::new(Live { key, machine, state: State::Ready, heard: self.now }))
             }
             stage @ (Stage::Live(_) | Stage::Gone) => stage,

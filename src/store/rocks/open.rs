@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType, LogLevel, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType,
+    DEFAULT_COLUMN_FAMILY_NAME, LogLevel, WriteBatch, WriteOptions,
 };
 
-use super::directory::{Amount, Directory, OpenSegment, Row, Segment, within};
+use super::directory::{Amount, Directory, Row, Segment};
 use super::layout::{
     self, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id,
     log_id, log_key, meta, pair, read_pair, segment_of,
@@ -22,8 +22,9 @@ use super::layout::{
 use super::{Handle, KEY_BYTES, Options, RocksStore, read};
 use crate::event::EventId;
 use crate::record::{Record, TopicNumber};
-use crate::store::mark::Mark;
+use crate::store::mark::{Mark, MarkError};
 use crate::store::space::Gauge;
+use crate::store::wal::WalError;
 use crate::store::{StoreError, wal};
 use crate::topic::Topic;
 
@@ -77,7 +78,9 @@ impl RocksStore {
         let lock = lock(&options.dir)?;
         let floors = Arc::new(Floors::default());
         let opened = Opened::open(&options, &floors)?;
-        Ok(Self {
+        opened.directory.rows().for_each(|(number, row)| floors.raise_topic(number, row.floor));
+        floors.raise_log(opened.directory.log_floor);
+        let store = Self {
             gauge: Mutex::new(Gauge::new(options.dir.clone(), 0)),
             name: opened.name,
             db: RwLock::new(Some(opened.db)),
@@ -92,15 +95,37 @@ impl RocksStore {
             resolved: Mutex::default(),
             options,
             _lock: lock,
-        })
+        };
+        store.begin()?;
+        Ok(store)
+    }
+
+    /// What a stop between two steps has left undone, and what is not written down.
+    fn begin(&self) -> Result<(), StoreError> {
+        let db = self.db()?;
+        let gone: Vec<_> = {
+            let directory = self.directory.read();
+            directory.rows().filter(|(_, row)| directory.is_forgettable(row)).map(|(number, _)| number).collect()
+        };
+        self.forget_some(&db, &gone)?;
+        self.move_earliest(&db)
     }
 
     /// Closes the database and opens it again; where that fails it stays closed.
+    ///
+    /// A floor whose write had failed may be there after all. Readers have not been told of it, so it counts as raised and not yet
+    /// as published.
     pub(super) fn open_again(&self) -> Result<(), StoreError> {
         let mut db = self.db.write();
         *db = None;
         let opened = Opened::open(&self.options, &self.floors)?;
-        *self.directory.write() = opened.directory;
+        let mut directory = opened.directory;
+        {
+            let mut before = self.directory.write();
+            directory.not_yet_published(&before);
+            directory.floors_version = before.floors_version + 1;
+            *before = directory;
+        }
         *self.mark.lock() = opened.mark;
         *self.resolved.lock() = read::Resolved::default();
         *self.summaries.lock() = read::Summaries::default();
@@ -132,15 +157,23 @@ impl Opened {
     fn open(options: &Options, floors: &Arc<Floors>) -> Result<Self, StoreError> {
         let dir = options.dir.join("db");
         if dir.exists() {
-            wal::check(&dir).map_err(|e| corrupt(&e))?;
+            check_families(&dir)?;
+            wal::check(&dir).map_err(|e| match e {
+                WalError::Io { .. } => StoreError::io("checking the write-ahead log")(&e),
+                WalError::Corrupt { .. } | WalError::Missing { .. } => corrupt(&e),
+            })?;
         }
-        let (mark, reserved) = Mark::open(&options.dir).map_err(|e| corrupt(&e))?;
+        let (mark, reserved) = Mark::open(&options.dir).map_err(|e| match e {
+            MarkError::Io { .. } => StoreError::io("reading the reserved ids")(&e),
+            MarkError::Version { .. } => StoreError::Version(e.to_string().into()),
+            MarkError::Corrupt { .. } => corrupt(&e),
+        })?;
         let db = open_database(options, &dir, floors)?;
         let holder = RwLock::new(Some(db));
         let (directory, name) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
-            let mut directory = recover(&db, floors)?;
+            let mut directory = recover(&db)?;
             skip_reserved(&db, &mut directory, reserved.unwrap_or(0))?;
             (directory, name)
         };
@@ -151,6 +184,18 @@ impl Opened {
 
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(cause.to_string().into())
+}
+
+/// Refuses a log with column families that are not known here, before anything in it is changed.
+fn check_families(dir: &Path) -> Result<(), StoreError> {
+    if !dir.join("CURRENT").exists() {
+        return Ok(());
+    }
+    let names = DB::list_cf(&rocksdb::Options::default(), dir).map_err(|e| corrupt(&e))?;
+    match names.iter().find(|name| !FAMILIES.contains(&name.as_str()) && *name != DEFAULT_COLUMN_FAMILY_NAME) {
+        None => Ok(()),
+        Some(name) => Err(StoreError::Version(format!("it has a column family {name:?}, which is not known").into())),
+    }
 }
 
 fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<DB, StoreError> {
@@ -197,6 +242,9 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
         _ => StoreError::io("opening the database")(&e),
     })
 }
+
+/// The column families of [`open_database`].
+const FAMILIES: [&str; 5] = [LOG, POSTINGS, TOPIC, SEGMENT, META];
 
 fn family(options: &Options, cache: &Cache) -> rocksdb::Options {
     let mut cf = rocksdb::Options::default();
@@ -268,11 +316,10 @@ fn skip_reserved(db: &Handle<'_>, directory: &mut Directory, reserved: EventId) 
     Ok(())
 }
 
-fn recover(db: &Handle<'_>, floors: &Floors) -> Result<Directory, StoreError> {
+fn recover(db: &Handle<'_>) -> Result<Directory, StoreError> {
     let mut directory = Directory::default();
     recover_meta(db, &mut directory)?;
-    recover_topics(db, &mut directory, floors)?;
-    floors.raise_log(directory.log_floor);
+    recover_topics(db, &mut directory)?;
     let sealed = recover_sealed(db, &mut directory)?;
     recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1))?;
     Ok(directory)
@@ -301,7 +348,7 @@ fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreE
     Ok(())
 }
 
-fn recover_topics(db: &Handle<'_>, directory: &mut Directory, floors: &Floors) -> Result<(), StoreError> {
+fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
     let mut rows = db.raw_iterator_cf(db.cf(TOPIC));
     rows.seek_to_first();
     while let Some((name, value)) = rows.item() {
@@ -312,15 +359,8 @@ fn recover_topics(db: &Handle<'_>, directory: &mut Directory, floors: &Floors) -
         if row.number >= directory.next_topic() {
             return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
         }
-        floors.raise_topic(row.number, row.floor);
-        let known = Row {
-            floor: row.floor,
-            published: row.floor,
-            settled: row.floor,
-            retention: row.retention,
-            ..Row::new(topic)
-        };
-        directory.insert(row.number, known);
+        let TopicRow { number, floor, retention } = row;
+        directory.insert(number, Row { floor, published: floor, settled: floor, retention, ..Row::new(topic) });
         rows.next();
     }
     rows.status().map_err(|e| StoreError::io("reading the topics")(&e))
@@ -353,9 +393,7 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
             } else if floor >= newest {
                 Amount::default()
             } else {
-                // Trimmed within: the events are counted, their bytes estimated by their number.
-                let left = read::sealed_ids(db, share.topic, segment, floor, last_id(segment))?.len() as u64;
-                Amount { events: left, bytes: share.bytes * left / u64::from(share.events).max(1) }
+                Amount::of(&read::sealed_in(db, share.topic, segment, floor, last_id(segment))?)
             };
             known.live.add(live);
             directory.live.add(live);
@@ -403,15 +441,4 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
         debug_assert!(s.total.events > 0, "segment {segment} was made for an event");
     }
     Ok(())
-}
-
-/// The ids of one topic in an open segment.
-pub(super) fn open_ids(
-    open: &OpenSegment,
-    segment: SegmentNumber,
-    topic: TopicNumber,
-    after: EventId,
-    upto: EventId,
-) -> Vec<EventId> {
-    open.postings.get(&topic).map_or_else(Vec::new, |offsets| within(segment, offsets, after, upto))
 }

@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use rocksdb::{DBRawIterator, ReadOptions};
 
-use super::directory::within;
+use super::directory::{OpenSegment, range_within};
 use super::layout::{
-    LOG, POSTINGS, SEGMENT, SegmentNumber, Summary, decode_postings, first_id, last_id, log_id, log_key, postings_key,
-    postings_place, segment_of,
+    LOG, POSTINGS, Posting, SEGMENT, SegmentNumber, Share, Summary, decode_postings, first_id, last_id, log_id,
+    log_key, postings_key, postings_place, segment_of,
 };
 use super::open::corrupt;
 use super::{Handle, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
 use crate::record::{Record, TopicNumber};
-use crate::store::{SCAN_RECORDS_MAX, Scan, StoreError};
+use crate::sse::GapReason;
+use crate::store::{Floor, SCAN_RECORDS_MAX, Scan, StoreError};
 use crate::topic::{Filter, Pattern, Topic};
 
 /// With at least one match in so many events of a segment, reading them all is cheaper than seeking each match: a seek costs
@@ -28,8 +29,21 @@ const DENSE_ONE_IN: u64 = 64;
 /// Up to so many topics are looked up in the postings one by one; for more of them the segment's summary is read first.
 const FEW_TOPICS: usize = 16;
 
-/// Most wildcard patterns whose topics are remembered: a few bytes a topic and pattern.
-const RESOLVED_MAX: usize = 256;
+/// Topics that are looked at under one hold of the directory's lock: at 0.1 µs each, appends wait for 0.1 ms.
+const TOPICS_PER_LOOK: usize = 1024;
+
+/// Ids of an open segment that are looked at under one hold of the directory's lock, for the same reason.
+const IDS_PER_LOOK: u64 = 4096;
+
+/// Records that are looked at in a sealed segment before its index is asked for many topics: where some of them match, looking on
+/// is cheaper than finding every match of the segment for each 64 KiB that a reader takes.
+const PROBE: u64 = 512;
+
+/// What counts as one record looked at, when the shares of a summary are gone through.
+const SHARES_PER_LOOK: usize = 32;
+
+/// Most topic numbers that are remembered for wildcard patterns, all together: 16 MiB.
+const RESOLVED_MAX: usize = 4 << 20;
 
 /// Most decoded summaries that are kept: at most 65,536 topics of 24 bytes each.
 const SUMMARIES_MAX: usize = 8;
@@ -51,9 +65,33 @@ impl Topics {
     }
 }
 
-/// The topics of wildcard patterns, as of a number of topics; later topics are looked at when it is next asked for.
+/// What is known of one wildcard pattern.
+#[derive(Clone, Default)]
+struct Known {
+    /// Topics with smaller numbers were looked at.
+    upto: TopicNumber,
+    topics: Arc<Vec<TopicNumber>>,
+    /// The version of the floors and the highest floor of `topics` then. It stays true as topics are added, which have none.
+    floor: Option<(u64, EventId)>,
+}
+
+/// The topics of wildcard patterns; topics that came later are looked at when it is next asked for.
 #[derive(Default)]
-pub struct Resolved(HashMap<Pattern, (TopicNumber, Arc<Vec<TopicNumber>>)>);
+pub struct Resolved(HashMap<Pattern, Known>);
+
+impl Resolved {
+    fn keep(&mut self, pattern: &Pattern, known: Known) {
+        let others = |(p, known): (&Pattern, &Known)| if p == pattern { 0 } else { 64 + known.topics.len() };
+        if 64 + known.topics.len() + self.0.iter().map(others).sum::<usize>() > RESOLVED_MAX {
+            self.0.clear();
+        }
+        match self.0.get_mut(pattern) {
+            Some(newer) if newer.upto > known.upto => {}
+            Some(older) => *older = known,
+            None => drop(self.0.insert(pattern.clone(), known)),
+        }
+    }
+}
 
 /// The newest decoded summaries.
 #[derive(Default)]
@@ -75,21 +113,19 @@ enum Plan {
     Seek(Vec<EventId>),
 }
 
-/// What is remembered of a topic during one read.
-struct Seen {
-    name: Topic,
-    floor: EventId,
-    wanted: bool,
-}
+/// What is remembered of a topic during one read: `None` where its events are not wanted.
+type Seen = Option<(Topic, EventId)>;
 
-/// Turns records into events: knows the topics' names and floors, asking the directory once for each. The floors are those that
-/// were published: what a raised floor will hide is there until its readers know of it, or they would pass over it untold.
+/// Turns records into events: knows the topics' names and floors, asking the directory once for each.
 struct Reader<'a> {
     store: &'a RocksStore,
     filter: &'a Filter,
     topics: Topics,
+    /// As readers were told it; so are the topics' floors.
     log_floor: EventId,
     seen: HashMap<TopicNumber, Seen>,
+    /// How many records were of these topics.
+    wanted: u64,
 }
 
 impl Reader<'_> {
@@ -97,15 +133,17 @@ impl Reader<'_> {
     fn event<'b>(&'b mut self, id: EventId, value: &'b [u8]) -> Result<Option<EventRef<'b>>, StoreError> {
         let unreadable = |e: &dyn std::fmt::Display| corrupt(&format!("event {id} cannot be read: {e}"));
         let (topic, _) = Record::head(value).map_err(|e| unreadable(&e))?;
-        if !self.seen.contains_key(&topic) {
-            let wanted = self.topics.contains(topic);
-            let directory = self.store.directory.read();
+        let store = self.store;
+        let seen = self.seen.entry(topic).or_insert_with(|| {
+            if !self.topics.contains(topic) {
+                return None;
+            }
             // A forgotten topic has no name any more: all of its events lie below a floor.
-            let Some(row) = directory.row(topic) else { return Ok(None) };
-            self.seen.insert(topic, Seen { name: row.topic.clone(), floor: row.published, wanted });
-        }
-        let seen = &self.seen[&topic];
-        if !seen.wanted || id <= seen.floor.max(self.log_floor) {
+            store.directory.read().row(topic).map(|row| (row.topic.clone(), row.published))
+        });
+        let Some((name, floor)) = seen else { return Ok(None) };
+        self.wanted += 1;
+        if id <= (*floor).max(self.log_floor) {
             return Ok(None);
         }
         let record = Record::decode(value).map_err(|e| unreadable(&e))?;
@@ -113,7 +151,7 @@ impl Reader<'_> {
             return Ok(None);
         }
         let Record { time, event, key, data, .. } = record;
-        Ok(Some(EventRef { id, topic: seen.name.as_str(), event, key, time, data }))
+        Ok(Some(EventRef { id, topic: name.as_str(), event, key, time, data }))
     }
 }
 
@@ -124,26 +162,65 @@ fn read_failed(e: &rocksdb::Error) -> StoreError {
     }
 }
 
-/// The ids of one topic in a sealed segment, within `after < id <= upto`.
-pub fn sealed_ids(
+fn decoded(value: &[u8], topic: TopicNumber, segment: SegmentNumber) -> Result<Vec<Posting>, StoreError> {
+    decode_postings(value)
+        .ok_or_else(|| corrupt(&format!("the postings of topic number {topic} in segment {segment} cannot be read")))
+}
+
+/// The ids of one topic in a sealed segment, within `after < id <= upto`, each with its bytes.
+pub fn sealed_in(
     db: &Handle<'_>,
     topic: TopicNumber,
     segment: SegmentNumber,
     after: EventId,
     upto: EventId,
-) -> Result<Vec<EventId>, StoreError> {
+) -> Result<Vec<(EventId, u32)>, StoreError> {
     let value = db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))?;
     let Some(value) = value else { return Ok(Vec::new()) };
-    let offsets = decode_postings(&value)
-        .ok_or_else(|| corrupt(&format!("the postings of topic number {topic} in segment {segment} cannot be read")))?;
-    Ok(within(segment, &offsets, after, upto))
+    Ok(placed(segment, &decoded(&value, topic, segment)?, after, upto))
 }
 
-/// What is done with each record, until it breaks.
-type Visit<'a> = dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
+/// Gives the ids of one topic within `after < id <= upto`, each with its bytes, segment by segment, until `each` answers no.
+/// `upto` must lie in a sealed segment: what a stop has left of a sealing is no index.
+pub fn sealed_postings(
+    db: &Handle<'_>,
+    topic: TopicNumber,
+    after: EventId,
+    upto: EventId,
+    each: &mut dyn FnMut(SegmentNumber, &[(EventId, u32)]) -> bool,
+) -> Result<(), StoreError> {
+    if after >= upto {
+        return Ok(());
+    }
+    let mut options = ReadOptions::default();
+    // One past the largest segment is the next topic's first.
+    let end = u64::from_be_bytes(postings_key(topic, segment_of(upto))) + 1;
+    options.set_iterate_upper_bound(end.to_be_bytes());
+    let mut it = db.raw_iterator_cf_opt(db.cf(POSTINGS), options);
+    it.seek(postings_key(topic, segment_of(after + 1)));
+    while let Some((key, value)) = it.item() {
+        let (_, segment) = postings_place(key).ok_or_else(|| corrupt(&"postings have no segment"))?;
+        let postings = placed(segment, &decoded(value, topic, segment)?, after, upto);
+        if !each(segment, &postings) {
+            return Ok(());
+        }
+        it.next();
+    }
+    it.status().map_err(|e| read_failed(&e))
+}
+
+fn placed(segment: SegmentNumber, postings: &[Posting], after: EventId, upto: EventId) -> Vec<(EventId, u32)> {
+    let within = range_within(segment, postings, |p| p.0, after, upto);
+    within.iter().map(|&(offset, bytes)| (first_id(segment) + u64::from(offset), bytes)).collect()
+}
 
 /// Looks at the records with `after < id <= upto` in order until `each` breaks.
-pub fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
+pub fn records(
+    db: &Handle<'_>,
+    after: EventId,
+    upto: EventId,
+    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<(), StoreError> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(log_key(upto + 1));
     let mut it = db.raw_iterator_cf_opt(db.cf(LOG), options);
@@ -162,7 +239,39 @@ impl RocksStore {
     fn reader<'a>(&'a self, filter: &'a Filter) -> Reader<'a> {
         let topics = self.topics_of(filter);
         let log_floor = self.directory.read().log_published;
-        Reader { store: self, filter, topics, log_floor, seen: HashMap::new() }
+        Reader { store: self, filter, topics, log_floor, seen: HashMap::new(), wanted: 0 }
+    }
+
+    /// The highest floor that concerns `filter`.
+    pub(super) fn floor_of(&self, filter: &Filter) -> Floor {
+        let trimmed = |id| Floor { id, reason: GapReason::Trimmed };
+        let (log_floor, hole) = {
+            let directory = self.directory.read();
+            (directory.log_floor, directory.hole.1)
+        };
+        let floor = trimmed(log_floor).max(Floor { id: hole, reason: GapReason::Lost });
+        filter.patterns().iter().fold(floor, |floor, pattern| floor.max(trimmed(self.floor_of_pattern(pattern))))
+    }
+
+    fn floor_of_pattern(&self, pattern: &Pattern) -> EventId {
+        if pattern.is_literal() {
+            return self.directory.read().row_of(pattern.as_str()).map_or(0, |row| row.floor);
+        }
+        // Floors only rise, and a topic that comes later has none: what is found from here on is no lower than at this version.
+        let version = self.directory.read().floors_version;
+        let known = self.known(pattern);
+        if let Some((at, floor)) = known.floor
+            && at == version
+        {
+            return floor;
+        }
+        let mut floor = 0;
+        for some in known.topics.chunks(TOPICS_PER_LOOK) {
+            let directory = self.directory.read();
+            floor = some.iter().filter_map(|&t| directory.row(t)).map(|row| row.floor).fold(floor, EventId::max);
+        }
+        self.resolved.lock().keep(pattern, Known { floor: Some((version, floor)), ..known });
+        floor
     }
 
     fn topics_of(&self, filter: &Filter) -> Topics {
@@ -179,31 +288,66 @@ impl RocksStore {
     }
 
     fn topics_of_pattern(&self, pattern: &Pattern) -> Arc<Vec<TopicNumber>> {
-        let directory = self.directory.read();
         if pattern.is_literal() {
-            return Arc::new(directory.number(pattern.as_str()).into_iter().collect());
+            return Arc::new(self.directory.read().number(pattern.as_str()).into_iter().collect());
         }
-        let next = directory.next_topic();
-        let mut resolved = self.resolved.lock();
-        if resolved.0.len() >= RESOLVED_MAX && !resolved.0.contains_key(pattern) {
-            resolved.0.clear();
-        }
-        if let Some((upto, topics)) = resolved.0.get_mut(pattern) {
-            let new: Vec<_> = (*upto..next)
-                .filter(|&n| directory.row(n).is_some_and(|row| pattern.matches(row.topic.as_str())))
-                .collect();
-            if !new.is_empty() {
-                Arc::make_mut(topics).extend(new);
+        self.known(pattern).topics
+    }
+
+    /// What is known of a wildcard pattern, with all topics that there are now.
+    fn known(&self, pattern: &Pattern) -> Known {
+        let known = self.resolved.lock().0.get(pattern).cloned();
+        let next = self.directory.read().next_topic();
+        let known = match known {
+            Some(known) if known.upto == next => return known,
+            Some(mut known) => {
+                let new = self.matching_numbers(pattern, known.upto, next);
+                if !new.is_empty() {
+                    Arc::make_mut(&mut known.topics).extend(new);
+                }
+                Known { upto: next, ..known }
             }
-            *upto = next;
-            return topics.clone();
+            None => Known { upto: next, topics: Arc::new(self.matching_names(pattern, next)), floor: None },
+        };
+        self.resolved.lock().keep(pattern, known.clone());
+        known
+    }
+
+    /// The topics with numbers in `from..to` that match, ascending.
+    fn matching_numbers(&self, pattern: &Pattern, from: TopicNumber, to: TopicNumber) -> Vec<TopicNumber> {
+        let mut found = Vec::new();
+        for first in (from..to).step_by(TOPICS_PER_LOOK) {
+            let directory = self.directory.read();
+            let some = first..to.min(first.saturating_add(TOPICS_PER_LOOK as TopicNumber));
+            found.extend(some.filter(|&n| directory.row(n).is_some_and(|row| pattern.matches(row.topic.as_str()))));
         }
-        let mut topics = Vec::new();
-        directory.matching(pattern, &mut |number, _| topics.push(number));
-        topics.sort_unstable();
-        let topics = Arc::new(topics);
-        resolved.0.insert(pattern.clone(), (next, topics.clone()));
-        topics
+        found
+    }
+
+    /// The topics with numbers below `next` that match, ascending; found among the names that begin as the pattern does.
+    fn matching_names(&self, pattern: &Pattern, next: TopicNumber) -> Vec<TopicNumber> {
+        let mut found = Vec::new();
+        let mut after: Option<Topic> = None;
+        loop {
+            let directory = self.directory.read();
+            let mut looked = 0;
+            let mut last = None;
+            let rest = directory.in_order(pattern.literal_prefix(), after.as_ref().map(Topic::as_str));
+            for (number, row) in rest.take(TOPICS_PER_LOOK) {
+                looked += 1;
+                last = Some(&row.topic);
+                if number < next && pattern.matches(row.topic.as_str()) {
+                    found.push(number);
+                }
+            }
+            let last = last.cloned();
+            if looked < TOPICS_PER_LOOK {
+                break;
+            }
+            after = last;
+        }
+        found.sort_unstable();
+        found
     }
 
     pub(super) fn summary(&self, db: &Handle<'_>, segment: SegmentNumber) -> Result<Option<Arc<Summary>>, StoreError> {
@@ -221,69 +365,77 @@ impl RocksStore {
         Ok(Some(summary))
     }
 
-    /// How the events of `topics` within `after < id <= upto`, all in `segment`, are found.
+    /// How the events of `topics` within `after < id <= upto`, all in `segment`, are found. Adds to `looked` what finding it costs.
     fn plan(
         &self,
         db: &Handle<'_>,
         topics: &Topics,
         segment: SegmentNumber,
-        after: EventId,
-        upto: EventId,
+        (after, upto): (EventId, EventId),
+        looked: &mut usize,
     ) -> Result<Plan, StoreError> {
         let Topics::These(topics) = topics else { return Ok(Plan::Look) };
-        if let Some(plan) = self.plan_open(topics, segment, after, upto) {
-            return Ok(plan);
+        if let Some(ids) = self.open_matches(topics, segment, after, upto) {
+            return Ok(plan_for(ids, after, upto));
         }
-        let mut present: Vec<TopicNumber> = Vec::new();
-        if topics.len() > FEW_TOPICS {
+        let present: Vec<TopicNumber>;
+        let present = if topics.len() > FEW_TOPICS {
             let Some(summary) = self.summary(db, segment)? else { return Ok(Plan::Nothing) };
-            let shares = summary.shares.iter().filter(|s| topics.binary_search(&s.topic).is_ok());
-            let mut events = 0;
-            for share in shares {
-                events += u64::from(share.events);
-                present.push(share.topic);
-            }
+            *looked += (summary.shares.len() + topics.len()) / SHARES_PER_LOOK;
+            let (topics, events) = shared(topics, &summary.shares);
             if events * DENSE_ONE_IN >= summary.events() {
                 return Ok(if events == 0 { Plan::Nothing } else { Plan::Look });
             }
+            present = topics;
+            &present
         } else {
-            present.extend_from_slice(topics);
-        }
+            &**topics
+        };
         let mut ids = Vec::new();
-        for topic in present {
-            ids.extend(sealed_ids(db, topic, segment, after, upto)?);
+        for &topic in present {
+            ids.extend(sealed_in(db, topic, segment, after, upto)?.into_iter().map(|(id, _)| id));
             if ids.len() as u64 * DENSE_ONE_IN >= upto - after {
                 return Ok(Plan::Look);
             }
         }
+        *looked += present.len();
         ids.sort_unstable();
-        Ok(if ids.is_empty() { Plan::Nothing } else { Plan::Seek(ids) })
+        Ok(plan_for(ids, after, upto))
     }
 
-    /// The plan for a segment whose index is still in memory.
-    fn plan_open(&self, topics: &[TopicNumber], segment: SegmentNumber, after: EventId, upto: EventId) -> Option<Plan> {
-        let directory = self.directory.read();
-        let open = directory.open.get(&segment)?;
-        let mut ids = Vec::new();
-        let few = topics.len() <= open.postings.len();
-        let mut add = |topic: TopicNumber| ids.extend(super::open::open_ids(open, segment, topic, after, upto));
-        if few {
-            topics.iter().copied().for_each(&mut add);
-        } else {
-            open.postings.keys().copied().filter(|t| topics.binary_search(t).is_ok()).for_each(&mut add);
+    /// The ids of `topics` within `after < id <= upto` in a segment whose index is still in memory; `None` when it is not.
+    fn open_matches(
+        &self,
+        topics: &[TopicNumber],
+        segment: SegmentNumber,
+        after: EventId,
+        upto: EventId,
+    ) -> Option<Vec<EventId>> {
+        if topics.len() <= FEW_TOPICS {
+            let directory = self.directory.read();
+            let open = directory.open.get(&segment)?;
+            let mut ids: Vec<_> = topics.iter().flat_map(|&t| open.ids_of(segment, t, after, upto)).collect();
+            ids.sort_unstable();
+            return Some(ids);
         }
-        ids.sort_unstable();
-        Some(match ids.len() as u64 {
-            0 => Plan::Nothing,
-            n if n * DENSE_ONE_IN >= upto - after => Plan::Look,
-            _ => Plan::Seek(ids),
-        })
+        let mut ids = Vec::new();
+        let mut from = after;
+        while from < upto {
+            let to = upto.min(from + IDS_PER_LOOK);
+            let directory = self.directory.read();
+            let open: &OpenSegment = directory.open.get(&segment)?;
+            let some = range_within(segment, &open.entries, |entry| entry.0, from, to).iter();
+            let some = some.filter(|(_, topic, _)| topics.binary_search(topic).is_ok());
+            ids.extend(some.map(|(offset, ..)| first_id(segment) + u64::from(*offset)));
+            from = to;
+        }
+        Some(ids)
     }
 
     /// The first segment from `segment` on that may hold one of few topics, so that the segments before it need no look.
     fn skip_to(&self, db: &Handle<'_>, topics: &Topics, segment: SegmentNumber) -> Result<SegmentNumber, StoreError> {
         let Topics::These(topics) = topics else { return Ok(segment) };
-        let first_open = self.directory.read().open.keys().next().copied().unwrap_or(segment);
+        let first_open = self.directory.read().first_open();
         if topics.len() > FEW_TOPICS || segment >= first_open {
             return Ok(segment);
         }
@@ -301,22 +453,41 @@ impl RocksStore {
 
     pub(super) fn read_forward(
         &self,
+        db: &Handle<'_>,
         scan: Scan<'_>,
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
-        let db = self.db()?;
         let mut reader = self.reader(scan.filter);
         let topics = reader.topics.clone();
         let mut after = scan.after.max(reader.log_floor);
         let mut looked = 0;
+        let mut probe = PROBE;
         while after < scan.upto && looked < SCAN_RECORDS_MAX {
-            let segment = self.skip_to(&db, &topics, segment_of(after + 1))?;
+            let segment = self.skip_to(db, &topics, segment_of(after + 1))?;
             after = after.max(first_id(segment).saturating_sub(1));
             if after >= scan.upto {
-                return Ok(scan.upto);
+                break;
             }
-            let upto = last_id(segment).min(scan.upto);
             looked += 1;
+            let mut upto = last_id(segment).min(scan.upto);
+            let plan = match &topics {
+                // With many topics the index of a whole segment costs milliseconds: it is asked only where looking finds little.
+                Topics::These(topics) if topics.len() > FEW_TOPICS && self.directory.read().first_open() <= segment => {
+                    upto = upto.min(after + IDS_PER_LOOK);
+                    None
+                }
+                Topics::These(topics) if topics.len() > FEW_TOPICS && probe > 0 => {
+                    upto = upto.min(after + probe);
+                    Some(Plan::Look)
+                }
+                _ => None,
+            };
+            let probing = plan.is_some();
+            let plan = match plan {
+                Some(plan) => plan,
+                None => self.plan(db, &topics, segment, (after, upto), &mut looked)?,
+            };
+            let wanted = reader.wanted;
             let mut stopped_at = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
@@ -330,26 +501,21 @@ impl RocksStore {
                 }
                 Ok(ControlFlow::Continue(()))
             };
-            match self.plan(&db, &topics, segment, after, upto)? {
+            match plan {
                 Plan::Nothing => {}
-                Plan::Look => records(&db, after, upto, &mut visit)?,
-                Plan::Seek(ids) => {
-                    for id in ids {
-                        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
-                        if let Some(value) = value
-                            && visit(id, &value)?.is_break()
-                        {
-                            break;
-                        }
-                    }
-                }
+                Plan::Look => records(db, after, upto, &mut visit)?,
+                Plan::Seek(ids) => seek(db, ids.into_iter(), &mut visit)?,
             }
-            match stopped_at {
-                Some(id) => return Ok(id),
-                None => after = upto,
+            if let Some(id) = stopped_at {
+                return Ok(id);
             }
+            if probing {
+                let dense = (reader.wanted - wanted) * DENSE_ONE_IN >= upto - after;
+                probe = if dense { (probe * 4).min(IDS_PER_LOOK) } else { 0 };
+            }
+            after = upto;
         }
-        Ok(after.max(scan.after))
+        Ok(after.min(scan.upto).max(scan.after))
     }
 
     pub(super) fn read_backward(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
@@ -361,14 +527,11 @@ impl RocksStore {
             return Ok(upto);
         }
         let floor = reader.log_floor;
-        let segments = self.directory.read().segments_between(floor, upto);
+        let newest = self.newest_of(&topics).min(upto);
+        let segments = self.directory.read().segments_between(floor, newest);
         for segment in segments.into_iter().rev() {
-            let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(upto));
-            let ids = match self.plan(&db, &topics, segment, after, last)? {
-                Plan::Nothing => continue,
-                Plan::Seek(ids) => Some(ids),
-                Plan::Look => None,
-            };
+            let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(newest));
+            let plan = self.plan(&db, &topics, segment, (after, last), &mut 0)?;
             let mut found = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 if reader.event(id, value)?.is_some() {
@@ -380,18 +543,10 @@ impl RocksStore {
                 }
                 Ok(ControlFlow::Continue(()))
             };
-            match ids {
-                Some(ids) => {
-                    for id in ids.into_iter().rev() {
-                        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
-                        if let Some(value) = value
-                            && visit(id, &value)?.is_break()
-                        {
-                            break;
-                        }
-                    }
-                }
-                None => records_backward(&db, after, last, &mut visit)?,
+            match plan {
+                Plan::Nothing => {}
+                Plan::Seek(ids) => seek(&db, ids.into_iter().rev(), &mut visit)?,
+                Plan::Look => records_backward(&db, after, last, &mut visit)?,
             }
             if let Some(cursor) = found {
                 return Ok(cursor);
@@ -400,9 +555,19 @@ impl RocksStore {
         Ok(floor)
     }
 
+    /// The newest event of any of these topics, trimmed or not.
+    fn newest_of(&self, topics: &Topics) -> EventId {
+        let Topics::These(topics) = topics else { return EventId::MAX };
+        let mut newest = 0;
+        for some in topics.chunks(TOPICS_PER_LOOK) {
+            let directory = self.directory.read();
+            newest = some.iter().filter_map(|&t| directory.row(t)).map(|row| row.last).fold(newest, EventId::max);
+        }
+        newest
+    }
+
     /// The cursor before the first event that is at `time` or later: times never decrease, so segments, then ids are halved.
-    pub(super) fn seek_time(&self, time: Millis) -> Result<EventId, StoreError> {
-        let db = self.db()?;
+    pub(super) fn seek_time(&self, db: &Handle<'_>, time: Millis) -> Result<EventId, StoreError> {
         let (floor, tail, segment) = {
             let directory = self.directory.read();
             let segment = directory.segments.iter().find(|(_, s)| s.last_time >= time).map(|(&s, _)| s);
@@ -414,7 +579,7 @@ impl RocksStore {
         while low + 1 < high {
             let middle = low + (high - low) / 2;
             let mut newest_looked = None;
-            records(&db, middle - 1, high - 1, &mut |id, value| {
+            records(db, middle - 1, high - 1, &mut |id, value| {
                 let (_, at) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
                 newest_looked = Some((id, at));
                 Ok(ControlFlow::Break(()))
@@ -428,7 +593,63 @@ impl RocksStore {
     }
 }
 
-fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
+fn plan_for(ids: Vec<EventId>, after: EventId, upto: EventId) -> Plan {
+    match ids.len() as u64 {
+        0 => Plan::Nothing,
+        n if n * DENSE_ONE_IN >= upto - after => Plan::Look,
+        _ => Plan::Seek(ids),
+    }
+}
+
+/// Which of `topics` have a share, and how many events these are. Both are ascending.
+fn shared(topics: &[TopicNumber], shares: &[Share]) -> (Vec<TopicNumber>, u64) {
+    let mut found = Vec::new();
+    let mut events = 0;
+    let mut take = |share: &Share| {
+        found.push(share.topic);
+        events += u64::from(share.events);
+    };
+    if topics.len() < shares.len() / 16 {
+        for topic in topics {
+            if let Ok(at) = shares.binary_search_by_key(topic, |s| s.topic) {
+                take(&shares[at]);
+            }
+        }
+    } else {
+        let mut topics = topics.iter().peekable();
+        for share in shares {
+            while topics.next_if(|&&topic| topic < share.topic).is_some() {}
+            if topics.next_if(|&&topic| topic == share.topic).is_some() {
+                take(share);
+            }
+        }
+    }
+    (found, events)
+}
+
+/// Gets the records under `ids`, those that are still there, until `each` breaks.
+fn seek(
+    db: &Handle<'_>,
+    ids: impl Iterator<Item = EventId>,
+    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<(), StoreError> {
+    for id in ids {
+        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
+        if let Some(value) = value
+            && each(id, &value)?.is_break()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn records_backward(
+    db: &Handle<'_>,
+    after: EventId,
+    upto: EventId,
+    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
+) -> Result<(), StoreError> {
     let mut it = db.raw_iterator_cf(db.cf(LOG));
     it.seek_for_prev(log_key(upto));
     while let Some((key, value)) = it.item() {
