@@ -35,7 +35,10 @@ fn every_form_of_a_publish_is_answered_with_its_ids() {
         let first = 5 + 3 * first as u64;
         assert_eq!(post("/topics/b.c", Some(name), batch), json!({"first": first, "last": first + 2, "count": 3}));
     }
-    assert_eq!(post("/topics/b", Some("application/x-ndjson"), "{\"data\":\"\"}"), json!({"first": 14, "last": 14, "count": 1}));
+    assert_eq!(
+        post("/topics/b", Some("application/x-ndjson"), "{\"data\":\"\"}"),
+        json!({"first": 14, "last": 14, "count": 1})
+    );
     let across = "{\"topic\":\"x.y\",\"data\":\"1\"}\n{\"data\":\"2\",\"topic\":\"z\",\"event\":\"message\"}\n";
     assert_eq!(post("/topics", Some("application/x-ndjson"), across), json!({"first": 15, "last": 16, "count": 2}));
 
@@ -74,10 +77,14 @@ fn a_publish_over_one_connection_after_another() {
     conn.request("POST", "/topics/a", &[], b"y").unwrap();
     assert_eq!(conn.answer(false).unwrap().json(), json!({"id": 21}));
     assert_eq!(conn.answer(false).unwrap().json(), json!({"id": 22}));
-    conn.send("POST /topics/a HTTP/1.1\r\nHost: [::1]:9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap();
+    conn.send(
+        "POST /topics/a HTTP/1.1\r\nHost: [::1]:9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+    )
+    .unwrap();
     assert_eq!(conn.answer(false).unwrap().json(), json!({"id": 23}));
     // What curl does before it sends a large body.
-    conn.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    conn.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        .unwrap();
     assert_eq!(conn.head().unwrap().status, 100);
     conn.send("de").unwrap();
     assert_eq!(conn.answer(false).unwrap().json(), json!({"id": 24}));
@@ -217,8 +224,9 @@ fn a_beginning_is_said_in_every_way_and_the_first_wins() {
 #[test]
 fn patterns_and_types_choose_what_comes() {
     let server = TestServer::start(&[]);
-    let batch = ["a", "a.b", "a.b.c", "x.b", "x"]
-        .map(|topic| format!("{{\"topic\":\"{topic}\",\"data\":\"\"}}\n{{\"topic\":\"{topic}\",\"event\":\"t\",\"data\":\"\"}}"));
+    let batch = ["a", "a.b", "a.b.c", "x.b", "x"].map(|topic| {
+        format!("{{\"topic\":\"{topic}\",\"data\":\"\"}}\n{{\"topic\":\"{topic}\",\"event\":\"t\",\"data\":\"\"}}")
+    });
     server.publish_lines("/topics", &batch.join("\n"));
     for (target, want) in [
         ("/events", (1..=10).collect::<Vec<_>>()),
@@ -349,11 +357,21 @@ fn head_says_what_get_would() {
     for topic in ["a", "b", "b"] {
         server.publish(topic, "x");
     }
-    for (target, accept) in [("/topics/a", SSE), ("/topics/a", LINES), ("/events", SSE), ("/events?topic=a", SSE), ("/topics/*", SSE)] {
+    for (target, accept) in
+        [("/topics/a", SSE), ("/topics/a", LINES), ("/events", SSE), ("/events?topic=a", SSE), ("/topics/*", SSE)]
+    {
         let head = server.ask("HEAD", target, &[accept], b"");
         let get = server.stream(target, &[accept]).head;
         assert_eq!(head.status, 200);
-        let names = ["content-type", "cache-control", "x-accel-buffering", "tidelog-earliest", "tidelog-tail", "tidelog-log", "tidelog-last"];
+        let names = [
+            "content-type",
+            "cache-control",
+            "x-accel-buffering",
+            "tidelog-earliest",
+            "tidelog-tail",
+            "tidelog-log",
+            "tidelog-last",
+        ];
         for name in names {
             assert_eq!(head.header(name), get.header(name), "{target} {name}");
         }
@@ -436,7 +454,9 @@ fn a_gap_is_told_before_the_next_event() {
         assert_eq!(gap.json(), json!({"requested": requested, "earliest": 6, "reason": "trimmed"}));
         assert_eq!(stream.next().unwrap().id, 6);
     }
-    for (query, id, first) in [("", Some("5"), 6), ("?from=6", None, 6), ("?from=earliest", None, 6), ("?from=-8", None, 6)] {
+    for (query, id, first) in
+        [("", Some("5"), 6), ("?from=6", None, 6), ("?from=earliest", None, 6), ("?from=-8", None, 6)]
+    {
         let mut stream = open(&format!("/topics/a{query}"), id);
         assert_eq!(stream.next().unwrap(), stream_event(first), "{query} {id:?}");
     }
@@ -454,7 +474,8 @@ fn a_gap_is_told_before_the_next_event() {
     assert_eq!((&page["gap"]["reason"], &page["gap"]["requested"]), (&json!("ahead"), &json!(997)));
     assert_eq!(ids(&page), [6, 7, 8, 9, 10]);
     let mut lines = server.stream("/topics/a", &[LINES, ("Last-Event-ID", "2")]);
-    let want = json!({"event": "tidelog.gap", "after": 2, "data": {"requested": 2, "earliest": 6, "reason": "trimmed"}});
+    let want =
+        json!({"event": "tidelog.gap", "after": 2, "data": {"requested": 2, "earliest": 6, "reason": "trimmed"}});
     assert_eq!(lines.line(), want);
     // Everything gone, and the one that was running when it went.
     assert_eq!(server.ask("DELETE", "/topics/a", &[], b"").status, 204);
@@ -490,7 +511,13 @@ fn topics_are_listed_in_order_and_page_by_page() {
     assert_eq!(names(&list), ["a.1", "a.2", "a.3", "b", "c"]);
     assert!(list["next"].is_null());
     let first = &list["topics"][0];
-    for (name, value) in [("earliest", json!(2)), ("last", json!(4)), ("events", json!(2)), ("subscribers", json!(1)), ("closed", json!(false))] {
+    for (name, value) in [
+        ("earliest", json!(2)),
+        ("last", json!(4)),
+        ("events", json!(2)),
+        ("subscribers", json!(1)),
+        ("closed", json!(false)),
+    ] {
         assert_eq!(first[name], value, "{name}");
     }
     assert!(first["bytes"].as_u64().unwrap() >= 4);
@@ -581,14 +608,23 @@ fn origins_are_judged_and_preflights_answered() {
     assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
     assert_eq!(answer.header("vary"), Some("Origin"));
     let exposed = answer.header("access-control-expose-headers").unwrap();
-    for name in ["Tidelog-Earliest", "Tidelog-Tail", "Tidelog-Log", "Tidelog-Last", "Last-Event-ID", "Idempotency-Replayed"] {
+    for name in
+        ["Tidelog-Earliest", "Tidelog-Tail", "Tidelog-Log", "Tidelog-Last", "Last-Event-ID", "Idempotency-Replayed"]
+    {
         assert!(exposed.contains(name), "{exposed}");
     }
-    assert_eq!(server.stream("/topics/a", &[allowed]).head.header("access-control-allow-origin"), Some("https://app.example"));
+    assert_eq!(
+        server.stream("/topics/a", &[allowed]).head.header("access-control-allow-origin"),
+        Some("https://app.example")
+    );
     let problem = server.get("/topics/a..b", &[allowed]);
     assert_eq!((problem.status, problem.header("access-control-allow-origin")), (400, Some("https://app.example")));
     let preflight = |origin: &str| {
-        let headers = [("Origin", origin), ("Access-Control-Request-Method", "DELETE"), ("Access-Control-Request-Headers", "content-type, last-event-id")];
+        let headers = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "DELETE"),
+            ("Access-Control-Request-Headers", "content-type, last-event-id"),
+        ];
         server.ask("OPTIONS", "/topics/a", &headers, b"")
     };
     let answer = preflight("https://app.example");
@@ -617,7 +653,13 @@ fn operators_see_health_counts_and_the_description() {
     assert_eq!(server.get("/healthz", &[]).status, 200);
     assert_eq!(server.get("/readyz", &[]).status, 200);
     let metrics = server.get("/metrics", &[]).body;
-    for line in ["tidelog_events_appended_total 1", "tidelog_bytes_appended_total 4", "tidelog_tail 1", "tidelog_subscribers 1", "tidelog_log_writable 1"] {
+    for line in [
+        "tidelog_events_appended_total 1",
+        "tidelog_bytes_appended_total 4",
+        "tidelog_tail 1",
+        "tidelog_subscribers 1",
+        "tidelog_log_writable 1",
+    ] {
         assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
     }
     drop(watching);

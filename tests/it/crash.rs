@@ -30,13 +30,14 @@ fn publish(server: &TestServer, publisher: u64, number: &AtomicU64, acks: &Acks)
     let mut rng = Rng::with_seed(SEED + publisher);
     loop {
         let n = number.fetch_add(1, Ordering::Relaxed);
-        let count = if publisher % 2 == 0 { 1 } else { rng.u64(1..40) };
+        let count = if publisher.is_multiple_of(2) { 1 } else { rng.u64(1..40) };
         let padding = "x".repeat(rng.usize(..300));
         let data: Vec<_> = (0..count).map(|at| format!("{publisher}/{n}/{at}/{count}/{padding}")).collect();
-        let sent = if publisher % 2 == 0 {
+        let sent = if publisher.is_multiple_of(2) {
             conn.ask("POST", &format!("/topics/c.{publisher}"), &[], data[0].as_bytes())
         } else {
-            let lines: String = data.iter().map(|data| format!("{{\"topic\":\"c.{}\",\"data\":\"{data}\"}}\n", n % 7)).collect();
+            let lines: String =
+                data.iter().map(|data| format!("{{\"topic\":\"c.{}\",\"data\":\"{data}\"}}\n", n % 7)).collect();
             conn.ask("POST", "/topics", &[("Content-Type", "application/x-ndjson")], lines.as_bytes())
         };
         let Ok(answer) = sent else { return acked };
@@ -108,7 +109,9 @@ impl Witness {
             let (at, count): (u64, u64) = (parts[2].parse().unwrap(), parts[3].parse().unwrap());
             let head = &data[..parts[0].len() + 1 + parts[1].len()];
             match open {
-                Some((batch, before, place)) => assert_eq!((batch, before + 1, place + 1), (head, id, at), "a batch is torn"),
+                Some((batch, before, place)) => {
+                    assert_eq!((batch, before + 1, place + 1), (head, id, at), "a batch is torn");
+                }
                 None => {
                     assert_eq!(at, 0, "a batch has lost its beginning at {id}");
                     let newest = newest.insert(publisher, n);

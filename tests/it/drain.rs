@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{BIN, Conn, End, TestServer, serve};
+use crate::support::{ANY_PORT, BIN, Conn, End, TestServer, serve};
 
 #[test]
 fn what_is_in_flight_is_acked_and_streams_end_so_that_clients_come_back() {
@@ -26,7 +26,8 @@ fn what_is_in_flight_is_acked_and_streams_end_so_that_clients_come_back() {
     let mut idle = server.connect();
     assert_eq!(idle.ask("GET", "/healthz", &[], b"").unwrap().status, 200);
     let mut half = server.connect();
-    half.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    half.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        .unwrap();
     assert_eq!(half.head().unwrap().status, 100, "its head was taken");
     half.send("ha").unwrap();
     server.signal(Signal::TERM);
@@ -36,7 +37,10 @@ fn what_is_in_flight_is_acked_and_streams_end_so_that_clients_come_back() {
     assert!((500..=1500).contains(&stream.decoder.retry().unwrap().as_millis()));
     assert_eq!((stream.next(), stream.end), (None, Some(End::Broken)));
     let error = lines.line();
-    assert_eq!((&error["event"], &error["after"], &error["data"]["code"]), (&"tidelog.error".into(), &1.into(), &"draining".into()));
+    assert_eq!(
+        (&error["event"], &error["after"], &error["data"]["code"]),
+        (&"tidelog.error".into(), &1.into(), &"draining".into())
+    );
     assert_eq!((lines.bytes(), lines.end), (None, Some(End::Broken)));
     assert!(Conn::connect(server.addr).is_err(), "nobody listens any more");
     let answer = page.answer(false).unwrap();
@@ -93,7 +97,8 @@ fn publishers_under_load_know_what_was_taken() {
 fn a_client_that_does_not_end_is_not_waited_for_beyond_the_time() {
     let mut server = TestServer::start(&["drain_timeout=300ms"]);
     let mut conn = server.connect();
-    conn.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    conn.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        .unwrap();
     assert_eq!(conn.head().unwrap().status, 100);
     let begun = Instant::now();
     server.signal(Signal::TERM);
@@ -104,7 +109,7 @@ fn a_client_that_does_not_end_is_not_waited_for_beyond_the_time() {
 
 /// Why it does not start.
 fn refusal(dir: &Path, program: &mut Command, sets: &[&str]) -> String {
-    let output = serve(program, dir, sets).output().unwrap();
+    let output = serve(program, ANY_PORT, dir, sets).output().unwrap();
     assert!(!output.status.success(), "{sets:?}");
     assert!(output.stdout.is_empty(), "nothing listens");
     let said = String::from_utf8(output.stderr).unwrap();
@@ -149,7 +154,8 @@ fn a_setting_that_is_wrong_stops_the_start_and_is_named() {
         if set == "limits.event_bytes_max=32MiB" || name == "listen" {
             continue;
         }
-        let output = Command::new(BIN).args(["serve", "--config"]).arg(&file).arg("--data").arg(&data).output().unwrap();
+        let output =
+            Command::new(BIN).args(["serve", "--config"]).arg(&file).arg("--data").arg(&data).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(named) && said.contains("tidelog.toml"), "{set}: {said}");
         let variable = format!("TIDELOG_{}", name.to_uppercase().replace('.', "__"));
@@ -163,7 +169,8 @@ fn a_setting_that_is_wrong_stops_the_start_and_is_named() {
     let said = refusal(&file, &mut Command::new(BIN), &[]);
     assert!(said.contains("data directory"), "{said}");
     let taken = TestServer::start(&[]);
-    let output = Command::new(BIN).args(["serve", "--listen", &taken.addr.to_string(), "--data"]).arg(&data).output().unwrap();
+    let output =
+        Command::new(BIN).args(["serve", "--listen", &taken.addr.to_string(), "--data"]).arg(&data).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains(&taken.addr.to_string()), "{said}");
 }

@@ -64,9 +64,21 @@ fn names_that_are_none() {
     log.refuses_get(400, "bad_query", "/events?topic=%FF", &[]);
     let line = |members: &str| format!("{{\"data\":\"x\",{members}}}");
     let two_hundred_and_one = "k".repeat(201);
-    for (name, value) in [("open", "open"), ("error", "error"), ("tidelog.x", "tidelog.x"), ("a%0Ab", "a\\nb"), (&two_hundred_and_one, &two_hundred_and_one)] {
+    for (name, value) in [
+        ("open", "open"),
+        ("error", "error"),
+        ("tidelog.x", "tidelog.x"),
+        ("a%0Ab", "a\\nb"),
+        (&two_hundred_and_one, &two_hundred_and_one),
+    ] {
         log.refuses_post(400, "bad_event_type", &format!("/topics/a?event={name}"), &[], b"x");
-        let answer = log.refuses_post(400, "bad_event_type", "/topics/a", &[LINES], line(&format!("\"event\":\"{value}\"")).as_bytes());
+        let answer = log.refuses_post(
+            400,
+            "bad_event_type",
+            "/topics/a",
+            &[LINES],
+            line(&format!("\"event\":\"{value}\"")).as_bytes(),
+        );
         assert!(answer.detail().starts_with("line 1: "), "{answer:?}");
         log.refuses_get(400, "bad_event_type", &format!("/events?event={name}"), &[]);
     }
@@ -85,7 +97,11 @@ fn ids_that_are_none() {
         let encoded = id.replace('+', "%2B").replace(' ', "%20");
         log.refuses_get(400, "bad_id", &format!("/events?last_event_id={encoded}"), &[]);
         log.refuses_get(400, "bad_id", &format!("/events?lastEventId={encoded}"), &[]);
-        assert_eq!(log.0.ask("DELETE", &format!("/topics/before?before={encoded}"), &[], b"").problem(), "bad_id", "{id}");
+        assert_eq!(
+            log.0.ask("DELETE", &format!("/topics/before?before={encoded}"), &[], b"").problem(),
+            "bad_id",
+            "{id}"
+        );
     }
     log.refuses_get(400, "bad_id", "/events", &[("Last-Event-ID", "1"), ("Last-Event-ID", "1")]);
     assert_eq!(log.0.ask("DELETE", "/topics/before?before=", &[], b"").problem(), "bad_id");
@@ -124,13 +140,15 @@ fn bodies_that_are_none() {
         "\"x\"",
         "{\"data\":\"\\ud800\"}",
     ] {
-        let answer = log.refuses_post(400, "bad_json", "/topics/a", &[LINES], format!("{good}\n\n{bad}\n{good}").as_bytes());
+        let answer =
+            log.refuses_post(400, "bad_json", "/topics/a", &[LINES], format!("{good}\n\n{bad}\n{good}").as_bytes());
         assert!(answer.detail().starts_with("line 3: "), "{bad}: {answer:?}");
     }
     let answer = log.refuses_post(400, "bad_utf8", "/topics/a", &[LINES], b"{\"data\":\"x\"}\n{\"data\":\"\xff\"}\n");
     assert!(answer.detail().starts_with("line 2: "), "{answer:?}");
     let good = "{\"topic\":\"a\",\"data\":\"x\"}";
-    let answer = log.refuses_post(400, "bad_json", "/topics", &[LINES], format!("{good}\n{{\"data\":\"x\"}}").as_bytes());
+    let answer =
+        log.refuses_post(400, "bad_json", "/topics", &[LINES], format!("{good}\n{{\"data\":\"x\"}}").as_bytes());
     assert!(answer.detail().starts_with("line 2: "), "{answer:?}");
     let retention = |body: &str| log.0.ask("PUT", "/topics/before/retention", &[], body.as_bytes());
     for body in ["", "[]", "{\"max_evnts\":1}", "{\"max_events\":-1}", "{\"max_age\":\"soon\"}"] {
@@ -141,10 +159,12 @@ fn bodies_that_are_none() {
 
 #[test]
 fn bodies_that_are_too_large() {
-    let log = Unmoved::start(&["limits.event_bytes_max=1000", "limits.batch_bytes_max=4000", "limits.batch_events_max=5"]);
+    let log =
+        Unmoved::start(&["limits.event_bytes_max=1000", "limits.batch_bytes_max=4000", "limits.batch_events_max=5"]);
     let chunked = |target: &str, headers: &str, body: &[u8]| {
         let mut conn = log.0.connect();
-        conn.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n")).unwrap();
+        conn.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n"))
+            .unwrap();
         for chunk in body.chunks(512) {
             // The answer may come before the body's end.
             if conn.send([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat()).is_err() {
@@ -189,17 +209,27 @@ fn a_largest_event_is_taken() {
     assert_eq!(stream.event().data, newlines);
     let lines = "{\"data\":\"\"}\n".repeat(10_000);
     assert_eq!(server.publish_lines("/topics/a", &lines), (2, 10_001));
-    assert_eq!(server.ask("POST", "/topics/a", &[LINES], "{\"data\":\"\"}\n".repeat(10_001).as_bytes()).problem(), "too_large");
+    assert_eq!(
+        server.ask("POST", "/topics/a", &[LINES], "{\"data\":\"\"}\n".repeat(10_001).as_bytes()).problem(),
+        "too_large"
+    );
 }
 
 #[test]
 fn parameters_that_are_unknown_unused_or_doubled() {
     let log = Unmoved::start(&[]);
-    for target in ["/topics/a?evnt=t", "/topics/a?topic=b", "/topics/a?event=t&event=u", "/topics/a?from=1", "/topics/a?event=%FF"] {
+    for target in [
+        "/topics/a?evnt=t",
+        "/topics/a?topic=b",
+        "/topics/a?event=t&event=u",
+        "/topics/a?from=1",
+        "/topics/a?event=%FF",
+    ] {
         log.refuses_post(400, "bad_query", target, &[], b"x");
     }
     for target in ["/topics/a?event=t", "/topics/a?key=k", "/topics?event=t"] {
-        let body: &[u8] = if target.starts_with("/topics?") { b"{\"topic\":\"a\",\"data\":1}" } else { b"{\"data\":1}" };
+        let body: &[u8] =
+            if target.starts_with("/topics?") { b"{\"topic\":\"a\",\"data\":1}" } else { b"{\"data\":1}" };
         log.refuses_post(400, "bad_query", target, &[LINES], body);
     }
     let page = ("Accept", "application/json");
@@ -231,7 +261,16 @@ fn parameters_that_are_unknown_unused_or_doubled() {
         }
         log.refuses_get(400, "bad_query", &format!("/topics/a?{query}"), &[accept]);
     }
-    for target in ["/topics?x=1", "/topics?limit=0", "/topics?limit=1001", "/topics?prefix=a&prefix=b", "/healthz?x", "/readyz?x=1", "/metrics?x=1", "/openapi.json?x=1"] {
+    for target in [
+        "/topics?x=1",
+        "/topics?limit=0",
+        "/topics?limit=1001",
+        "/topics?prefix=a&prefix=b",
+        "/healthz?x",
+        "/readyz?x=1",
+        "/metrics?x=1",
+        "/openapi.json?x=1",
+    ] {
         log.refuses_get(400, "bad_query", target, &[]);
     }
     for (method, target) in [
@@ -282,19 +321,33 @@ fn methods_types_and_places_that_do_not_fit() {
 #[test]
 fn origins_and_hosts_that_are_foreign() {
     let log = Unmoved::start(&[]);
-    for origin in ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost:1", "nonsense", ""] {
+    for origin in
+        ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost:1", "nonsense", ""]
+    {
         let answer = log.refuses_post(403, "forbidden_origin", "/topics/a", &[("Origin", origin)], b"x");
         assert!(answer.header("access-control-allow-origin").is_none());
         log.refuses_get(403, "forbidden_origin", "/topics/a", &[("Origin", origin), SSE]);
         assert_eq!(log.0.ask("DELETE", "/topics/before", &[("Origin", origin)], b"").status, 403);
     }
-    log.refuses_post(403, "forbidden_origin", "/topics/a", &[("Origin", "http://localhost"), ("Origin", "http://localhost")], b"x");
+    log.refuses_post(
+        403,
+        "forbidden_origin",
+        "/topics/a",
+        &[("Origin", "http://localhost"), ("Origin", "http://localhost")],
+        b"x",
+    );
     for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.0.1", "", "localhost:x"] {
         log.refuses_post(403, "forbidden", "/topics/a", &[("Host", host)], b"x");
         log.refuses_get(403, "forbidden", "/events", &[("Host", host)]);
     }
     // The host that a rebound name would send, with an origin that agrees with it.
-    log.refuses_post(403, "forbidden", "/topics/a", &[("Host", "evil.example"), ("Origin", "http://evil.example")], b"x");
+    log.refuses_post(
+        403,
+        "forbidden",
+        "/topics/a",
+        &[("Host", "evil.example"), ("Origin", "http://evil.example")],
+        b"x",
+    );
 }
 
 #[test]
@@ -305,7 +358,11 @@ fn what_is_not_http_is_answered_by_the_http_layer() {
         conn.send(bytes).unwrap();
         String::from_utf8(conn.until_closed()).unwrap()
     };
-    for bytes in ["nonsense\r\n\r\n", "GET /\x01 HTTP/1.1\r\n\r\n", "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\nx"] {
+    for bytes in [
+        "nonsense\r\n\r\n",
+        "GET /\x01 HTTP/1.1\r\n\r\n",
+        "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\nx",
+    ] {
         let answer = answered(bytes.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n"), "{bytes:?}: {answer:?}");
     }
@@ -318,7 +375,10 @@ fn what_is_not_http_is_answered_by_the_http_layer() {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
     assert_eq!(log.0.tail(), 1);
     // A body that breaks off appends nothing.
-    for bytes in ["POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nab", "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"] {
+    for bytes in [
+        "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nab",
+        "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n",
+    ] {
         let mut conn = log.0.connect();
         conn.send(bytes).unwrap();
         conn.socket.shutdown(std::net::Shutdown::Write).unwrap();

@@ -40,7 +40,14 @@ fn publish(server: &TestServer, publisher: u64, stop: &AtomicBool) -> Log {
     let (mut conn, mut log, mut n) = (server.connect(), Log::new(), 0);
     while !stop.load(Ordering::Relaxed) {
         let count = if rng.u8(..10) == 0 { rng.usize(2..50) } else { 1 };
-        let events: Vec<_> = (0..count).map(|_| event(&mut rng, publisher, { n += 1; n })).collect();
+        let events: Vec<_> = (0..count)
+            .map(|_| {
+                event(&mut rng, publisher, {
+                    n += 1;
+                    n
+                })
+            })
+            .collect();
         let (target, content_type, body) = if let [only] = &events[..] {
             let target = format!("/topics/{}?event={}", only.topic, only.event);
             (target, "text/plain", only.data.clone())
@@ -144,7 +151,14 @@ impl Reader {
         end > 0 && self.cursor >= end
     }
 
-    fn stream(&mut self, server: &TestServer, begin: &str, patience: &mut usize, first: &mut bool, end: &AtomicU64) -> bool {
+    fn stream(
+        &mut self,
+        server: &TestServer,
+        begin: &str,
+        patience: &mut usize,
+        first: &mut bool,
+        end: &AtomicU64,
+    ) -> bool {
         let accept = if matches!(self.wish.form, Form::Lines) { "application/x-ndjson" } else { "text/event-stream" };
         let envelope = if matches!(self.wish.form, Form::Envelope) { "envelope=json&" } else { "" };
         let cursor = self.cursor.to_string();
@@ -256,8 +270,14 @@ fn each_subscriber_sees_everything_once_in_order() {
     let server = TestServer::start(&["heartbeat=200ms"]);
     let (stop, end) = (AtomicBool::new(false), AtomicU64::new(0));
     let (log, readers) = thread::scope(|scope| {
-        let publishers: Vec<_> =
-            (0..PUBLISHERS).map(|n| scope.spawn({ let (server, stop) = (&server, &stop); move || publish(server, n, stop) })).collect();
+        let publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|n| {
+                scope.spawn({
+                    let (server, stop) = (&server, &stop);
+                    move || publish(server, n, stop)
+                })
+            })
+            .collect();
         let subscribers: Vec<_> = (0..SUBSCRIBERS)
             .map(|n| {
                 let (server, end) = (&server, &end);
