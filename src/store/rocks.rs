@@ -32,7 +32,7 @@ use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
-use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim};
+use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim, wal};
 use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
 use crate::record::{Record, TopicNumber};
 use crate::topic::{Filter, Topic};
@@ -191,15 +191,16 @@ impl Store for RocksStore {
     }
 
     fn room(&self, bytes: u64) -> Result<(), StoreError> {
-        let held = || match self.db() {
-            Ok(db) => FAMILIES
+        // Where opening it again has failed it is closed, and what lies in its write-ahead logs is what the next attempt flushes.
+        let db = self.db().ok();
+        let held = || match &db {
+            Some(db) => FAMILIES
                 .iter()
                 .filter_map(|cf| {
                     db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?
                 })
                 .sum(),
-            // Closed, as it could not be opened again: what the write-ahead log holds is flushed when it is.
-            Err(_) => self.options.write_buffer_bytes as u64,
+            None => wal::bytes(&self.options.dir.join("db")).unwrap_or(0),
         };
         self.gauge.lock().room(bytes, held)
     }

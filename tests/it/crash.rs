@@ -30,10 +30,10 @@ fn publish(server: &TestServer, publisher: u64, number: &AtomicU64, acks: &Acks)
     let mut rng = Rng::with_seed(SEED + publisher);
     loop {
         let n = number.fetch_add(1, Ordering::Relaxed);
-        let count = if publisher % 2 == 0 { 1 } else { rng.u64(1..40) };
+        let count = if publisher.is_multiple_of(2) { 1 } else { rng.u64(1..40) };
         let padding = "x".repeat(rng.usize(..300));
         let data: Vec<_> = (0..count).map(|at| format!("{publisher}/{n}/{at}/{count}/{padding}")).collect();
-        let sent = if publisher % 2 == 0 {
+        let sent = if publisher.is_multiple_of(2) {
             conn.ask("POST", &format!("/topics/c.{publisher}"), &[], data[0].as_bytes())
         } else {
             let lines: String =
@@ -110,7 +110,7 @@ impl Witness {
             let head = &data[..parts[0].len() + 1 + parts[1].len()];
             match open {
                 Some((batch, before, place)) => {
-                    assert_eq!((batch, before + 1, place + 1), (head, id, at), "a batch is torn")
+                    assert_eq!((batch, before + 1, place + 1), (head, id, at), "a batch is torn");
                 }
                 None => {
                     assert_eq!(at, 0, "a batch has lost its beginning at {id}");

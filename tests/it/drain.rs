@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{BIN, Conn, End, TestServer, serve};
+use crate::support::{ANY_PORT, BIN, Conn, End, TestServer, serve};
 
 #[test]
 fn what_is_in_flight_is_acked_and_streams_end_so_that_clients_come_back() {
@@ -109,7 +109,7 @@ fn a_client_that_does_not_end_is_not_waited_for_beyond_the_time() {
 
 /// Why it does not start.
 fn refusal(dir: &Path, program: &mut Command, sets: &[&str]) -> String {
-    let output = serve(program, dir, sets).output().unwrap();
+    let output = serve(program, ANY_PORT, dir, sets).output().unwrap();
     assert!(!output.status.success(), "{sets:?}");
     assert!(output.stdout.is_empty(), "nothing listens");
     let said = String::from_utf8(output.stderr).unwrap();

@@ -3,8 +3,8 @@
 //! What holds: a wait that takes longer than [`TOO_LONG`] fails its test; a server never outlives what started it.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -20,6 +20,9 @@ use tidelog::sse::decode::Decoder;
 /// Every wait is over long before this; one that reaches it has failed.
 pub const TOO_LONG: Duration = Duration::from_secs(30);
 
+/// Whatever port is free.
+pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// The built program.
 pub const BIN: &str = env!("CARGO_BIN_EXE_tidelog");
 
@@ -29,9 +32,7 @@ pub struct TestServer {
     pub addr: SocketAddr,
     stderr: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
-    /// Where it keeps its log, unless the test keeps the directory itself.
-    dir: PathBuf,
-    _own: Option<TempDir>,
+    own: Option<TempDir>,
     ended: bool,
 }
 
@@ -40,7 +41,7 @@ impl TestServer {
     pub fn start(sets: &[&str]) -> Self {
         let own = tempfile::tempdir().unwrap();
         let mut server = Self::start_in(own.path(), sets);
-        server._own = Some(own);
+        server.own = Some(own);
         server
     }
 
@@ -49,9 +50,18 @@ impl TestServer {
         Self::start_as(Command::new(BIN), dir, sets)
     }
 
+    /// On an address that another one had.
+    pub fn start_at(addr: SocketAddr, dir: &Path, sets: &[&str]) -> Self {
+        Self::run(Command::new(BIN), addr, dir, sets)
+    }
+
     /// The same, run by `program`, a command that ends where the path of the program would be its last word.
-    pub fn start_as(mut program: Command, dir: &Path, sets: &[&str]) -> Self {
-        let mut child = serve(&mut program, dir, sets).spawn().unwrap();
+    pub fn start_as(program: Command, dir: &Path, sets: &[&str]) -> Self {
+        Self::run(program, ANY_PORT, dir, sets)
+    }
+
+    fn run(mut program: Command, addr: SocketAddr, dir: &Path, sets: &[&str]) -> Self {
+        let mut child = serve(&mut program, addr, dir, sets).spawn().unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
         let (told, listening) = mpsc::channel();
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -72,8 +82,7 @@ impl TestServer {
             }
         });
         let readers = vec![reads_out, reads_err];
-        let addr = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut server = Self { child, addr, stderr, readers, dir: dir.to_owned(), _own: None, ended: false };
+        let mut server = Self { child, addr, stderr, readers, own: None, ended: false };
         match listening.recv_timeout(TOO_LONG) {
             Ok(addr) => server.addr = addr,
             Err(error) => panic!("the server does not listen ({error})"),
@@ -84,10 +93,6 @@ impl TestServer {
     /// The process, for signals.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// `http://…` with its port.
@@ -189,15 +194,16 @@ impl Drop for TestServer {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+        drop(self.own.take());
         if thread::panicking() {
             eprintln!("the server said:\n{}", self.said());
         }
     }
 }
 
-/// `program serve` on `dir` and a free port, with nothing in its environment that would configure it.
-pub fn serve<'a>(program: &'a mut Command, dir: &Path, sets: &[&str]) -> &'a mut Command {
-    program.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(dir);
+/// `program serve`, with nothing in its environment that would configure it.
+pub fn serve<'a>(program: &'a mut Command, addr: SocketAddr, dir: &Path, sets: &[&str]) -> &'a mut Command {
+    program.args(["serve", "--listen", &addr.to_string(), "--data"]).arg(dir);
     for set in sets {
         program.args(["--set", set]);
     }

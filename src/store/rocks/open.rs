@@ -16,8 +16,8 @@ use rocksdb::{
 
 use super::directory::{Amount, Directory, Row, Segment};
 use super::layout::{
-    self, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id,
-    log_id, log_key, meta, pair, read_pair, segment_of,
+    self, FAMILIES, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id,
+    last_id, log_id, log_key, meta, pair, read_pair, segment_of,
 };
 use super::{Handle, KEY_BYTES, Options, RocksStore, read};
 use crate::event::EventId;
@@ -242,9 +242,6 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
         _ => StoreError::io("opening the database")(&e),
     })
 }
-
-/// The column families of [`open_database`].
-const FAMILIES: [&str; 5] = [LOG, POSTINGS, TOPIC, SEGMENT, META];
 
 fn family(options: &Options, cache: &Cache) -> rocksdb::Options {
     let mut cf = rocksdb::Options::default();
