@@ -138,7 +138,8 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::append`].
     fn sync(&self) -> Result<(), StoreError>;
 
-    /// Whether there is room on the disk for `bytes` more of events and for what the store itself must write.
+    /// Whether there is room on the disk for `bytes` more of events and for what the store itself must write; also where a
+    /// [`Store::reopen`] has failed, so that it can be tried again when there is.
     ///
     /// # Errors
     /// [`StoreError::Full`] says how much is there and how much is needed.

@@ -32,7 +32,7 @@ use self::layout::{LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
-use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim};
+use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim, wal};
 use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
 use crate::record::{Record, TopicNumber};
 use crate::topic::{Filter, Topic};
@@ -188,14 +188,16 @@ impl Store for RocksStore {
     }
 
     fn room(&self, bytes: u64) -> Result<(), StoreError> {
-        let db = self.db()?;
-        let held = || {
-            [LOG, TOPIC, layout::POSTINGS, layout::SEGMENT, META]
+        // Where opening it again has failed it is closed, and what lies in its write-ahead logs is what the next attempt flushes.
+        let db = self.db().ok();
+        let held = || match &db {
+            Some(db) => [LOG, TOPIC, layout::POSTINGS, layout::SEGMENT, META]
                 .iter()
                 .filter_map(|cf| {
                     db.property_int_value_cf(db.cf(cf), rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES).ok()?
                 })
-                .sum()
+                .sum(),
+            None => wal::bytes(&self.options.dir.join("db")).unwrap_or(0),
         };
         self.gauge.lock().room(bytes, held)
     }

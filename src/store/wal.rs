@@ -109,6 +109,14 @@ pub fn check(dir: &Path) -> Result<WalReport, WalError> {
     Ok(check.report)
 }
 
+/// The bytes of every write-ahead log in `dir`: at most so much is put into files of the database when it is opened.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn bytes(dir: &Path) -> io::Result<u64> {
+    files(dir)?.iter().map(|path| fs::metadata(path).map(|file| file.len())).sum()
+}
+
 fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
     let entries = match fs::read_dir(dir) {
