@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use parking_lot::{Condvar, Mutex};
 
-use crate::support::{Conn, Stream, TOO_LONG, TestServer};
+use crate::support::{Conn, OnDrop, Stream, TOO_LONG, TestServer};
 
 const SEED: u64 = 20_261_122;
 const PUBLISHING: Duration = Duration::from_secs(4);
@@ -289,13 +289,18 @@ fn each_subscriber_sees_everything_once_in_order() {
                 })
             })
             .collect();
+        let stops = OnDrop(|| stop.store(true, Ordering::Relaxed));
+        // Where the test has failed, nobody waits for the last event.
+        let _ends = OnDrop(|| {
+            let _ = end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed);
+        });
         // The test's own clock: a subscriber that hears nothing but this.
         let deadline = Instant::now() + PUBLISHING;
         let mut ticks = server.stream("/topics/nothing", &[]);
         while Instant::now() < deadline {
             ticks.bytes().unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         let log: Log = publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect();
         let last = *log.last_key_value().unwrap().0;
         assert_eq!(server.tail(), last);
@@ -313,6 +318,8 @@ fn each_subscriber_sees_everything_once_in_order() {
     for reader in &readers {
         reader.check(&log);
     }
+    let seen: usize = readers.iter().map(|reader| reader.seen.len()).sum();
+    assert!(seen > 10 * log.len(), "{seen} deliveries of {} events", log.len());
 }
 
 /// Each is an eighth of a MiB, and all of them more than two rings of 64 MiB.

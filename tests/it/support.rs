@@ -548,6 +548,15 @@ impl Stream {
     }
 }
 
+/// Does something when it is dropped: ends threads that wait for it, also where their test has failed.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Tries again and again until `done` gives something; each try should take its own time, such as a request does.
 pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + TOO_LONG;
