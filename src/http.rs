@@ -38,7 +38,7 @@ use answer::Body;
 use body::Budget;
 use cross_site::{Allowed, CrossSite};
 use error::Error;
-use problem::{Code, Problem};
+use problem::Problem;
 use route::Resource;
 
 const TIDELOG_LOG: HeaderName = HeaderName::from_static("tidelog-log");
@@ -141,10 +141,8 @@ impl Api {
         if request.method == Method::POST {
             self.inner.log.count_refused(problem.code.as_str());
         }
-        // The rest is the client's to see, or passes by itself.
-        if matches!(problem.code, Code::StorageFailed | Code::OutcomeUnknown) {
-            tracing::warn!(method = %request.method, path = request.uri.path(), code = problem.code.as_str(), "{}", problem.detail);
-        }
+        // What the log cannot do is said where it fails, once, and counted here; a line for each refused request would flood.
+        tracing::debug!(method = %request.method, path = request.uri.path(), code = problem.code.as_str(), "{}", problem.detail);
         if subscribe::is_to_be_sent_away(request, &problem)
             && let Some(resource) = Resource::of(request.uri.path())
         {

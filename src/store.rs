@@ -128,6 +128,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Full`] says how much is there and how much is needed.
     fn room(&self, bytes: u64) -> Result<(), StoreError>;
 
+    /// Whether writes are tried at all: not after one has failed, in the background too, until [`Store::reopen`].
+    ///
+    /// # Errors
+    /// What is in the way.
+    fn writable(&self) -> Result<(), StoreError>;
+
     /// Closes and opens the store again after a failed write; the tail may have moved.
     ///
     /// # Errors

@@ -211,8 +211,8 @@ impl Writer {
         let refused = self.parts.refusal.read().clone();
         match refused {
             None => {
-                let room = self.parts.store.room(0);
-                self.note(&room);
+                let may = self.parts.store.writable().and_then(|()| self.parts.store.room(0));
+                self.note(&may);
             }
             Some(StoreError::Full { .. }) => drop(self.may_write()),
             Some(_) => self.reopen(),

@@ -137,6 +137,10 @@ impl Store for ModelStore {
         Ok(())
     }
 
+    fn writable(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn reopen(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         if state.skip > 0 {

@@ -96,13 +96,6 @@ impl RocksStore {
         Ok(Handle(guard))
     }
 
-    fn writable(&self) -> Result<(), StoreError> {
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(StoreError::Io { doing: "writing", cause: "an earlier write failed".into() });
-        }
-        Ok(())
-    }
-
     /// Writes `batch`; when that fails, nothing is written any more.
     ///
     /// With [`Durability::Sync`] every batch is synced, also one that could be made again: what tells a torn tail from corruption
@@ -203,6 +196,13 @@ impl Store for RocksStore {
             None => wal::bytes(&self.options.dir.join("db")).unwrap_or(0),
         };
         self.gauge.lock().room(bytes, held)
+    }
+
+    fn writable(&self) -> Result<(), StoreError> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(StoreError::Io { doing: "writing", cause: "an earlier write failed".into() });
+        }
+        Ok(())
     }
 
     fn reopen(&self) -> Result<(), StoreError> {

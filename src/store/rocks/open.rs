@@ -4,6 +4,7 @@
 //! given are never given again; nothing lies past the tail. Must not serve reads.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -186,16 +187,36 @@ pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(cause.to_string().into())
 }
 
-/// Refuses a log with column families that are not known here, before anything in it is changed.
+/// Refuses a log with column families that are not known here, and one that has lost the file which RocksDB begins with (it would
+/// make a new, empty log beside what is there), before anything in it is changed.
 fn check_families(dir: &Path) -> Result<(), StoreError> {
     if !dir.join("CURRENT").exists() {
-        return Ok(());
+        return match holds_data(dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
+            false => Ok(()),
+            true => Err(corrupt(&format!(
+                "{} is missing, though there are data files beside it",
+                dir.join("CURRENT").display()
+            ))),
+        };
     }
     let names = DB::list_cf(&rocksdb::Options::default(), dir).map_err(|e| corrupt(&e))?;
     match names.iter().find(|name| !FAMILIES.contains(&name.as_str()) && *name != DEFAULT_COLUMN_FAMILY_NAME) {
         None => Ok(()),
         Some(name) => Err(StoreError::Version(format!("it has a column family {name:?}, which is not known").into())),
     }
+}
+
+/// Whether there is a table, or a write-ahead log with something in it. A log whose making was interrupted has neither.
+fn holds_data(dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_data = [".sst", ".log"].iter().any(|end| name.to_string_lossy().ends_with(end));
+        if is_data && entry.metadata()?.len() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<DB, StoreError> {
