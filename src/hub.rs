@@ -377,7 +377,9 @@ impl<W> Hub<W> {
         for (_, live) in &mut self.filters {
             live.floor = live.floor.max(floor);
         }
-        while let Some(oldest) = self.ring.pop_front_if(|held| held.batch.after() < floor.id) {
+        while self.ring.front().is_some_and(|held| held.batch.after() < floor.id)
+            && let Some(oldest) = self.ring.pop_front()
+        {
             self.ring_bytes -= oldest.bytes;
             self.ring_after = oldest.batch.last();
             if self.ring_after > floor.id {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType,
-    DEFAULT_COLUMN_FAMILY_NAME, LogLevel, WriteBatch, WriteOptions,
+    DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Range, WriteBatch, WriteOptions,
 };
 
 use super::directory::{Amount, Directory, Row, Segment};
@@ -109,6 +109,11 @@ impl RocksStore {
             directory.rows().filter(|(_, row)| directory.is_forgettable(row)).map(|(number, _)| number).collect()
         };
         self.forget_some(&db, &gone)?;
+        let floor = self.directory.read().log_floor;
+        if floor > 0 {
+            let dead = db.get_approximate_sizes_cf(db.cf(LOG), &[Range::new(&log_key(0), &log_key(floor))]);
+            self.directory.write().dead_bytes = dead.into_iter().sum();
+        }
         self.move_earliest(&db)
     }
 
@@ -191,13 +196,11 @@ pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
 /// make a new, empty log beside what is there), before anything in it is changed.
 fn check_families(dir: &Path) -> Result<(), StoreError> {
     if !dir.join("CURRENT").exists() {
-        return match holds_data(dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
-            false => Ok(()),
-            true => Err(corrupt(&format!(
-                "{} is missing, though there are data files beside it",
-                dir.join("CURRENT").display()
-            ))),
-        };
+        if holds_data(dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
+            let lost = dir.join("CURRENT");
+            return Err(corrupt(&format!("{} is missing, though there are data files beside it", lost.display())));
+        }
+        return Ok(());
     }
     let names = DB::list_cf(&rocksdb::Options::default(), dir).map_err(|e| corrupt(&e))?;
     match names.iter().find(|name| !FAMILIES.contains(&name.as_str()) && *name != DEFAULT_COLUMN_FAMILY_NAME) {
@@ -230,7 +233,7 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
     // One file is 32 MiB or more, so this covers 32 GiB without reopening any, and stays within common limits.
     db.set_max_open_files(1024);
     // Old write-ahead logs hold small column families back; past this they are flushed, so that a start replays little.
-    db.set_max_total_wal_size(4 * options.write_buffer_bytes as u64);
+    db.set_max_total_wal_size(2 * options.write_buffer_bytes as u64);
     // RocksDB then notices a write-ahead log file that is missing, which it would otherwise read as a shorter log.
     db.set_track_and_verify_wals_in_manifest(true);
     db.set_keep_log_file_num(2);

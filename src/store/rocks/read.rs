@@ -30,7 +30,8 @@ const DENSE_ONE_IN: u64 = 64;
 const FEW_TOPICS: usize = 16;
 
 /// Topics that are looked at under one hold of the directory's lock: at 0.1 µs each, appends wait for 0.1 ms.
-const TOPICS_PER_LOOK: usize = 1024;
+const NUMBERS_PER_LOOK: TopicNumber = 1024;
+const TOPICS_PER_LOOK: usize = NUMBERS_PER_LOOK as usize;
 
 /// Ids of an open segment that are looked at under one hold of the directory's lock, for the same reason.
 const IDS_PER_LOOK: u64 = 4096;
@@ -47,6 +48,12 @@ const RESOLVED_MAX: usize = 4 << 20;
 
 /// Most decoded summaries that are kept: at most 65,536 topics of 24 bytes each.
 const SUMMARIES_MAX: usize = 8;
+
+/// Is shown records, by id, until it breaks.
+type Visit<'a> = &'a mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>;
+
+/// Is shown a topic's ids and bytes, segment by segment, while it wants more.
+type Gathered<'a> = &'a mut dyn FnMut(SegmentNumber, &[(EventId, u32)]) -> bool;
 
 /// The topics that a filter selects.
 #[derive(Clone)]
@@ -187,7 +194,7 @@ pub fn sealed_postings(
     topic: TopicNumber,
     after: EventId,
     upto: EventId,
-    each: &mut dyn FnMut(SegmentNumber, &[(EventId, u32)]) -> bool,
+    each: Gathered<'_>,
 ) -> Result<(), StoreError> {
     if after >= upto {
         return Ok(());
@@ -215,12 +222,7 @@ fn placed(segment: SegmentNumber, postings: &[Posting], after: EventId, upto: Ev
 }
 
 /// Looks at the records with `after < id <= upto` in order until `each` breaks.
-pub fn records(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+pub fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: Visit<'_>) -> Result<(), StoreError> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(log_key(upto + 1));
     let mut it = db.raw_iterator_cf_opt(db.cf(LOG), options);
@@ -318,7 +320,7 @@ impl RocksStore {
         let mut found = Vec::new();
         for first in (from..to).step_by(TOPICS_PER_LOOK) {
             let directory = self.directory.read();
-            let some = first..to.min(first.saturating_add(TOPICS_PER_LOOK as TopicNumber));
+            let some = first..to.min(first.saturating_add(NUMBERS_PER_LOOK));
             found.extend(some.filter(|&n| directory.row(n).is_some_and(|row| pattern.matches(row.topic.as_str()))));
         }
         found
@@ -628,11 +630,7 @@ fn shared(topics: &[TopicNumber], shares: &[Share]) -> (Vec<TopicNumber>, u64) {
 }
 
 /// Gets the records under `ids`, those that are still there, until `each` breaks.
-fn seek(
-    db: &Handle<'_>,
-    ids: impl Iterator<Item = EventId>,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+fn seek(db: &Handle<'_>, ids: impl Iterator<Item = EventId>, each: Visit<'_>) -> Result<(), StoreError> {
     for id in ids {
         let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
         if let Some(value) = value
@@ -644,12 +642,7 @@ fn seek(
     Ok(())
 }
 
-fn records_backward(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: Visit<'_>) -> Result<(), StoreError> {
     let mut it = db.raw_iterator_cf(db.cf(LOG));
     it.seek_for_prev(log_key(upto));
     while let Some((key, value)) = it.item() {

@@ -26,7 +26,8 @@ use crate::topic::{Filter, Pattern, Topic};
 const SLACK: u64 = 20;
 
 /// Topics that are looked at under one hold of the lock.
-const TOPICS_PER_LOOK: usize = 1024;
+const NUMBERS_PER_LOOK: TopicNumber = 1024;
+const TOPICS_PER_LOOK: usize = NUMBERS_PER_LOOK as usize;
 
 /// Below this many dead bytes nothing is rewritten: the write-ahead log and the memtables hold more than that anyway.
 const DEAD_BYTES_MIN: u64 = 4 << 20;
@@ -41,6 +42,9 @@ struct Aged {
     old: EventId,
     overdue: EventId,
 }
+
+/// Most bytes of mostly dead segments that one round rewrites: at 100 MB/s and more, a stop waits some seconds for it at the most.
+const REWRITE_BYTES_MAX: u64 = 256 << 20;
 
 fn over(amount: u64, max: u64) -> u64 {
     if max > 0 && amount > max + max / SLACK { amount - max } else { 0 }
@@ -167,12 +171,15 @@ impl RocksStore {
         let segments = self.directory.read().segments_between(from, to);
         for segment in segments {
             let gone = self.gone_from_segment(db, segment, from, to)?;
-            let mut directory = self.directory.write();
-            for (topic, amount) in gone {
-                directory.removed(segment, topic, amount);
-                directory.dead_bytes += amount.bytes;
+            let gone: Vec<_> = gone.into_iter().collect();
+            for some in gone.chunks(TOPICS_PER_LOOK) {
+                let mut directory = self.directory.write();
+                for &(topic, amount) in some {
+                    directory.removed(segment, topic, amount);
+                    directory.dead_bytes += amount.bytes;
+                }
             }
-            directory.log_settled = last_id(segment).min(to);
+            self.directory.write().log_settled = last_id(segment).min(to);
         }
         self.directory.write().log_settled = to;
         Ok(())
@@ -253,7 +260,9 @@ impl RocksStore {
             }
             self.write(db, batch, false)?;
             let mut directory = self.directory.write();
-            gone.into_iter().for_each(|(number, _)| directory.forget(number));
+            for (number, _) in gone {
+                directory.forget(number);
+            }
         }
         Ok(())
     }
@@ -318,13 +327,20 @@ impl RocksStore {
         number: TopicNumber,
     ) -> (Vec<(Topic, Limits, Amount, EventId)>, Option<TopicNumber>) {
         let directory = self.directory.read();
-        let end = directory.next_topic().min(number.saturating_add(TOPICS_PER_LOOK as TopicNumber));
-        let some = (number..end).filter_map(|n| directory.row(n)).filter(|row| row.live.events > 0).filter_map(|row| {
-            let limits = row.retention.unwrap_or_else(|| policy.for_topic(row.topic.as_str()));
-            let floor = row.floor.max(directory.log_floor);
-            (!limits.is_unlimited()).then(|| (row.topic.clone(), limits, row.live, floor))
+        let end = directory.next_topic().min(number.saturating_add(NUMBERS_PER_LOOK));
+        let next = (end < directory.next_topic()).then_some(end);
+        let rows = (number..end).filter_map(|n| directory.row(n)).filter(|row| row.live.events > 0);
+        let limited = rows.filter(|row| row.retention.is_some() || !policy.topics.is_empty());
+        let some: Vec<_> = limited
+            .map(|row| (row.topic.clone(), row.retention, row.live, row.floor.max(directory.log_floor)))
+            .collect();
+        drop(directory);
+        // Patterns are matched without the lock.
+        let some = some.into_iter().filter_map(|(topic, own, live, floor)| {
+            let limits = own.unwrap_or_else(|| policy.for_topic(topic.as_str()));
+            (!limits.is_unlimited()).then_some((topic, limits, live, floor))
         });
-        (some.collect(), (end < directory.next_topic()).then_some(end))
+        (some.collect(), next)
     }
 
     /// Up to which id `limits` ask the events of `filter` to be trimmed, of which `live` lie above `floor`.
@@ -341,17 +357,16 @@ impl RocksStore {
     ) -> Result<EventId, StoreError> {
         let mut upto = floor;
         if limits.max_age > 0 && live.events > 0 {
-            let aged = match ages.get(&limits.max_age) {
-                Some(&aged) => aged,
-                None => {
-                    let slack = (limits.max_age / SLACK).min(AGE_SLACK_MAX);
-                    let old = self.seek_time(db, now.saturating_sub(limits.max_age))?;
-                    let overdue = self.seek_time(db, now.saturating_sub(limits.max_age + slack))?;
-                    *ages.entry(limits.max_age).or_insert(Aged { old, overdue })
-                }
+            let cut = if let Some(&cut) = ages.get(&limits.max_age) {
+                cut
+            } else {
+                let slack = (limits.max_age / SLACK).min(AGE_SLACK_MAX);
+                let old = self.seek_time(db, now.saturating_sub(limits.max_age))?;
+                let overdue = self.seek_time(db, now.saturating_sub(limits.max_age + slack))?;
+                *ages.entry(limits.max_age).or_insert(Aged { old, overdue })
             };
-            if aged.overdue > floor && self.first_after(db, filter, floor)?.is_some_and(|first| first <= aged.overdue) {
-                upto = aged.old;
+            if cut.overdue > floor && self.first_after(db, filter, floor)?.is_some_and(|first| first <= cut.overdue) {
+                upto = cut.old;
             }
         }
         let (events, bytes) = (over(live.events, limits.max_events), over(live.bytes, limits.max_bytes));
@@ -475,12 +490,12 @@ impl RocksStore {
         if dead >= DEAD_BYTES_MIN.max(live / SLACK) {
             db.delete_file_in_range_cf(db.cf(LOG), log_key(0), log_key(floor))
                 .map_err(|e| StoreError::io("dropping files below the floor")(&e))?;
-            self.rewrite(&db, 0, floor);
+            rewrite(&db, 0, floor);
             let mut directory = self.directory.write();
             directory.dead_bytes = directory.dead_bytes.saturating_sub(dead);
         }
         for (first, last) in self.mostly_dead() {
-            self.rewrite(&db, first_id(first), last_id(last));
+            rewrite(&db, first_id(first), last_id(last));
             let mut directory = self.directory.write();
             directory.segments.range_mut(first..=last).for_each(|(_, s)| s.stored = s.live.bytes);
         }
@@ -515,15 +530,20 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Runs of sealed segments of which more than half is dead.
+    /// Runs of sealed segments of which more than half is dead, as many as are rewritten at once.
     fn mostly_dead(&self) -> Vec<(SegmentNumber, SegmentNumber)> {
         let directory = self.directory.read();
         let mut runs: Vec<(SegmentNumber, SegmentNumber, u64)> = Vec::new();
+        let mut rewriting = 0;
         for (&segment, s) in &directory.segments {
             let dead = s.stored.saturating_sub(s.live.bytes);
             if directory.open.contains_key(&segment) || dead * 2 <= s.stored {
                 continue;
             }
+            if rewriting > 0 && rewriting + s.stored > REWRITE_BYTES_MAX {
+                break;
+            }
+            rewriting += s.stored;
             match runs.last_mut() {
                 Some((_, last, sum)) if *last + 1 == segment => (*last, *sum) = (segment, *sum + dead),
                 _ => runs.push((segment, segment, dead)),
@@ -531,12 +551,12 @@ impl RocksStore {
         }
         runs.into_iter().filter(|(.., dead)| *dead >= DEAD_BYTES_MIN).map(|(first, last, _)| (first, last)).collect()
     }
+}
 
-    /// Writes the files that overlap these ids again, without what is dead.
-    fn rewrite(&self, db: &Handle<'_>, first: EventId, last: EventId) {
-        let mut options = CompactOptions::default();
-        options.set_exclusive_manual_compaction(false);
-        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
-    }
+/// Writes the files that overlap these ids again, without what is dead.
+fn rewrite(db: &Handle<'_>, first: EventId, last: EventId) {
+    let mut options = CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
 }
