@@ -150,8 +150,9 @@ pub trait Store: Send + Sync + 'static {
     /// When the cause has not gone.
     fn reopen(&self) -> Result<(), StoreError>;
 
-    /// Raises floors, durably, and gives those that rose, each with where it now is. Nothing below them goes before
-    /// [`Store::floors_published`].
+    /// Raises floors, durably, and gives those that rose, each with where it now is. [`Store::floor`] tells them at once, but reads
+    /// show what lies below them, and nothing of it goes, before [`Store::floors_published`]: else a reader whom nobody has told of
+    /// a floor yet would pass over what the floor hides, and not know.
     ///
     /// # Errors
     /// As [`Store::append`].
@@ -222,7 +223,7 @@ pub trait Store: Send + Sync + 'static {
     /// The retention that `topic` has of its own.
     fn retention_of(&self, topic: &str) -> Option<Limits>;
 
-    /// How many topics hold something. Does not block.
+    /// How many topics are known: those that hold something, and those of which a floor or a retention is remembered. Does not block.
     fn topic_count(&self) -> u64;
 
     /// Whether `topic` is known. Does not block.

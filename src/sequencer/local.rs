@@ -243,6 +243,8 @@ impl Writer {
         hub.skip_to(tail);
         hub.trim_log(store.floor(&all));
         drop(hub);
+        // A floor whose write had failed may be there after all; now readers know of it.
+        store.floors_published();
         self.sequencer.resume(tail, store.last_time());
         Ok(())
     }

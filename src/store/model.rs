@@ -1,7 +1,7 @@
 //! The model store: the same face in memory, plain enough to be right by reading it. Tests judge the real store by it, and drive
 //! the real state machines over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ struct State {
     tail: EventId,
     last_time: Millis,
     log_floor: EventId,
+    /// The log's floor as readers were told it; what lies below published floors is no longer in `events`.
+    log_published: EventId,
     floors: BTreeMap<Topic, EventId>,
     lasts: BTreeMap<Topic, EventId>,
     retention: BTreeMap<Topic, Limits>,
@@ -25,14 +27,15 @@ struct State {
 }
 
 impl State {
-    fn retained<'a>(&'a self, filter: &'a Filter) -> impl DoubleEndedIterator<Item = &'a Event> {
-        self.events.values().filter(move |e| {
-            e.id > self.log_floor
-                && e.id > self.floors.get(&e.topic).copied().unwrap_or(0)
-                && filter.matches_topic(e.topic.as_str())
-                && filter.matches_type(e.event.as_ref().map(EventType::as_str))
-        })
+    /// What no floor has reached, be it published or not.
+    fn retained(&self) -> impl DoubleEndedIterator<Item = &Event> {
+        let floor = |topic| self.floors.get(topic).copied().unwrap_or(0);
+        self.events.values().filter(move |e| e.id > self.log_floor && e.id > floor(&e.topic))
     }
+}
+
+fn matches(filter: &Filter, event: &Event) -> bool {
+    filter.matches_topic(event.topic.as_str()) && filter.matches_type(event.event.as_ref().map(EventType::as_str))
 }
 
 /// A log in memory.
@@ -143,6 +146,7 @@ impl Store for ModelStore {
 
     fn floors_published(&self) {
         let mut state = self.state.lock();
+        state.log_published = state.log_floor;
         let State { events, log_floor, floors, .. } = &mut *state;
         events.retain(|id, e| *id > *log_floor && *id > floors.get(&e.topic).copied().unwrap_or(0));
     }
@@ -158,11 +162,10 @@ impl Store for ModelStore {
 
     fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError> {
         let state = self.state.lock();
-        let all = Filter::all();
-        let mut trims = vec![Trim { topic: None, upto: over(state.retained(&all), &policy.log, now) }];
+        let mut trims = vec![Trim { topic: None, upto: over(state.retained(), &policy.log, now) }];
         for topic in state.lasts.keys() {
             let limits = state.retention.get(topic).copied().unwrap_or_else(|| policy.for_topic(topic.as_str()));
-            let upto = over(state.retained(&all).filter(|e| e.topic == *topic), &limits, now);
+            let upto = over(state.retained().filter(|e| e.topic == *topic), &limits, now);
             trims.push(Trim { topic: Some(topic.clone()), upto });
         }
         trims.retain(|trim| trim.upto > 0);
@@ -188,8 +191,7 @@ impl Store for ModelStore {
             return Ok(scan.after);
         }
         for (looked, (&id, event)) in state.events.range(scan.after + 1..=scan.upto).enumerate() {
-            let wanted = state.retained(scan.filter).any(|e| e.id == id);
-            if wanted && each(&event.as_ref()).is_break() || looked + 1 == max {
+            if matches(scan.filter, event) && each(&event.as_ref()).is_break() || looked + 1 == max {
                 return Ok(id);
             }
         }
@@ -200,14 +202,14 @@ impl Store for ModelStore {
         let state = self.state.lock();
         let Some(skip) = n.checked_sub(1) else { return Ok(upto) };
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let first = state.retained(filter).rev().filter(|e| e.id <= upto).nth(skip);
-        Ok(first.map_or(state.log_floor, |e| e.id - 1))
+        let first = state.events.range(..=upto).rev().filter(|(_, e)| matches(filter, e)).nth(skip);
+        Ok(first.map_or(state.log_published, |(id, _)| id - 1))
     }
 
     fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
         let state = self.state.lock();
         let earlier = state.events.values().rev().find(|e| e.time < time);
-        Ok(earlier.map_or(0, |e| e.id).max(state.log_floor))
+        Ok(earlier.map_or(0, |e| e.id).max(state.log_published))
     }
 
     fn log_floor(&self) -> EventId {
@@ -222,12 +224,12 @@ impl Store for ModelStore {
 
     fn earliest(&self) -> EventId {
         let state = self.state.lock();
-        state.retained(&Filter::all()).next().map_or(state.tail + 1, |e| e.id)
+        state.retained().next().map_or(state.tail + 1, |e| e.id)
     }
 
     fn last_of(&self, topic: &str) -> EventId {
         let state = self.state.lock();
-        state.retained(&Filter::all()).rfind(|e| e.topic.as_str() == topic).map_or(0, |e| e.id)
+        state.retained().rfind(|e| e.topic.as_str() == topic).map_or(0, |e| e.id)
     }
 
     fn retention_of(&self, topic: &str) -> Option<Limits> {
@@ -235,20 +237,22 @@ impl Store for ModelStore {
     }
 
     fn topic_count(&self) -> u64 {
-        self.state.lock().lasts.len() as u64
+        let state = self.state.lock();
+        (state.lasts.len() + state.retention.keys().filter(|t| !state.lasts.contains_key(*t)).count()) as u64
     }
 
     fn has_topic(&self, topic: &str) -> bool {
-        self.state.lock().lasts.contains_key(topic)
+        let state = self.state.lock();
+        state.lasts.contains_key(topic) || state.retention.contains_key(topic)
     }
 
     fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
         let state = self.state.lock();
-        let all = Filter::all();
+        let known: BTreeSet<&Topic> = state.lasts.keys().chain(state.retention.keys()).collect();
         let names =
-            state.lasts.keys().filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
-        let stats = names.map(|topic| {
-            let events: Vec<_> = state.retained(&all).filter(|e| e.topic == *topic).collect();
+            known.into_iter().filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
+        let listed = names.map(|topic| {
+            let events: Vec<_> = state.retained().filter(|e| e.topic == *topic).collect();
             TopicStats {
                 topic: topic.clone(),
                 earliest: events.first().map_or(0, |e| e.id),
@@ -258,7 +262,7 @@ impl Store for ModelStore {
                 retention: state.retention.get(topic).copied(),
             }
         });
-        Ok(stats.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
+        Ok(listed.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -10,9 +10,14 @@
 //! after a failed write nothing more is written until the database was closed, opened and read anew.
 
 mod directory;
+mod due;
+mod index;
 mod layout;
 mod open;
 mod read;
+mod reclaim;
+mod recover;
+mod resolve;
 mod seal;
 mod topics;
 mod trim;
@@ -79,8 +84,8 @@ pub struct RocksStore {
     settling: Mutex<()>,
     /// One at a time seals segments and gives back the disk.
     tidying: Mutex<()>,
-    summaries: Mutex<read::Summaries>,
-    resolved: Mutex<read::Resolved>,
+    summaries: Mutex<index::Summaries>,
+    resolved: Mutex<resolve::Resolved>,
     /// Held while topics get or lose their numbers.
     naming: Mutex<()>,
     /// Held, not read: while it is, no other process serves this directory.
@@ -104,10 +109,13 @@ impl RocksStore {
     }
 
     /// Writes `batch`; when that fails, nothing is written any more.
+    ///
+    /// With [`Durability::Sync`] every batch is synced, also one that could be made again: what tells a torn tail from corruption
+    /// (`wal`) is that no batch is begun before all earlier ones are on the disk.
     fn write(&self, db: &Handle<'_>, batch: WriteBatch, sync: bool) -> Result<(), StoreError> {
         self.writable()?;
         let mut options = WriteOptions::default();
-        options.set_sync(sync);
+        options.set_sync(sync || self.options.durability == Durability::Sync);
         self.gauge.lock().wrote(batch.size_in_bytes() as u64);
         db.write_opt(batch, &options).map_err(|e| self.poison("writing", &e))
     }
@@ -169,7 +177,7 @@ impl Store for RocksStore {
         self.reserve(newest.id)?;
         let _no_forgetting = self.naming.lock();
         let (batch, numbers, sizes) = self.batch_of(&db, events, newest);
-        self.write(&db, batch, self.options.durability == Durability::Sync)?;
+        self.write(&db, batch, false)?;
         let mut directory = self.directory.write();
         for ((event, &number), &bytes) in events.iter().zip(&numbers).zip(&sizes) {
             if directory.row(number).is_none() {
@@ -240,7 +248,7 @@ impl Store for RocksStore {
         scan: Scan<'_>,
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
-        self.read_forward(scan, each)
+        self.read_forward(&self.db()?, scan, each)
     }
 
     fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
@@ -248,7 +256,7 @@ impl Store for RocksStore {
     }
 
     fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
-        self.seek_time(time)
+        self.seek_time(&self.db()?, time)
     }
 
     fn log_floor(&self) -> EventId {
@@ -256,7 +264,7 @@ impl Store for RocksStore {
     }
 
     fn floor(&self, filter: &Filter) -> Floor {
-        self.directory.read().floor(filter)
+        self.floor_of(filter)
     }
 
     fn earliest(&self) -> EventId {

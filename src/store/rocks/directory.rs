@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::event::{EventId, Millis};
 use crate::record::TopicNumber;
-use crate::sse::GapReason;
-use crate::store::{Floor, Limits};
-use crate::topic::{Filter, Pattern, Topic};
+use crate::store::Limits;
+use crate::topic::Topic;
 
-use super::layout::{Offset, SegmentNumber, first_id, last_id, offset_of, segment_of};
+use super::layout::{Offset, SegmentNumber, first_id, offset_of, segment_of};
 
 /// A count of events and of their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,7 +27,13 @@ impl Amount {
         self.bytes += other.bytes;
     }
 
-    /// Takes `other` away; what would fall below zero stays at zero, as the bytes of a partly trimmed segment are estimated at start.
+    /// The sum of some events, each with its bytes.
+    #[must_use]
+    pub fn of(events: &[(EventId, u32)]) -> Self {
+        Self { events: events.len() as u64, bytes: events.iter().map(|&(_, bytes)| u64::from(bytes)).sum() }
+    }
+
+    /// Takes `other` away; what would fall below zero stays at zero.
     pub fn take(&mut self, other: Self) {
         self.events = self.events.saturating_sub(other.events);
         self.bytes = self.bytes.saturating_sub(other.bytes);
@@ -40,6 +46,8 @@ pub struct Row {
     pub topic: Topic,
     /// Its events up to this id are trimmed.
     pub floor: EventId,
+    /// Its floor as readers were told it: up to here its events are no longer shown.
+    pub published: EventId,
     /// Its events up to this id are no longer in `live`; catches up with `floor` when floors are settled.
     pub settled: EventId,
     pub retention: Option<Limits>,
@@ -53,7 +61,16 @@ pub struct Row {
 impl Row {
     #[must_use]
     pub fn new(topic: Topic) -> Self {
-        Self { topic, floor: 0, settled: 0, retention: None, last: 0, first: None, live: Amount::default() }
+        Self {
+            topic,
+            floor: 0,
+            published: 0,
+            settled: 0,
+            retention: None,
+            last: 0,
+            first: None,
+            live: Amount::default(),
+        }
     }
 }
 
@@ -81,8 +98,16 @@ pub struct OpenSegment {
 impl OpenSegment {
     /// Bytes of the event at `offset`.
     #[must_use]
-    pub fn bytes_at(&self, offset: Offset) -> u64 {
-        self.entries.binary_search_by_key(&offset, |e| e.0).map_or(0, |at| u64::from(self.entries[at].2))
+    pub fn bytes_at(&self, offset: Offset) -> u32 {
+        self.entries.binary_search_by_key(&offset, |e| e.0).map_or(0, |at| self.entries[at].2)
+    }
+
+    /// The ids of one topic within `after < id <= upto`; this is the index of `segment`.
+    #[must_use]
+    pub fn ids_of(&self, segment: SegmentNumber, topic: TopicNumber, after: EventId, upto: EventId) -> Vec<EventId> {
+        let Some(offsets) = self.postings.get(&topic) else { return Vec::new() };
+        let base = first_id(segment);
+        range_within(segment, offsets, |&o| o, after, upto).iter().map(|&o| base + u64::from(o)).collect()
     }
 }
 
@@ -90,11 +115,14 @@ impl OpenSegment {
 #[derive(Debug, Default)]
 pub struct Directory {
     names: BTreeMap<Topic, TopicNumber>,
-    rows: Vec<Option<Row>>,
+    /// By number. Numbers are never given again, so a forgotten topic leaves a pointer's width behind.
+    rows: Vec<Option<Box<Row>>>,
     pub tail: EventId,
     pub last_time: Millis,
     pub log_floor: EventId,
-    /// The log's floor as readers were told it.
+    /// Grows whenever a floor rises.
+    pub floors_version: u64,
+    /// The log's floor as readers were told it: up to here nothing is shown any more.
     pub log_published: EventId,
     /// Up to here the log's floor is settled.
     pub log_settled: EventId,
@@ -107,10 +135,11 @@ pub struct Directory {
     /// The newest hole, lowest and highest id; (0, 0) when there is none.
     pub hole: (EventId, EventId),
     pub segments: BTreeMap<SegmentNumber, Segment>,
-    pub open: BTreeMap<SegmentNumber, OpenSegment>,
+    /// Shared, so that a full one can be sealed and let go without the lock.
+    pub open: BTreeMap<SegmentNumber, Arc<OpenSegment>>,
     /// Of all topics.
     pub live: Amount,
-    /// A lower bound of the smallest retained id, moved up as floors rise.
+    /// The smallest retained id, as of the floors that were settled.
     pub earliest: EventId,
 }
 
@@ -136,11 +165,11 @@ impl Directory {
 
     #[must_use]
     pub fn row(&self, number: TopicNumber) -> Option<&Row> {
-        self.rows.get(number as usize)?.as_ref()
+        self.rows.get(number as usize)?.as_deref()
     }
 
     pub fn row_mut(&mut self, number: TopicNumber) -> Option<&mut Row> {
-        self.rows.get_mut(number as usize)?.as_mut()
+        self.rows.get_mut(number as usize)?.as_deref_mut()
     }
 
     #[must_use]
@@ -150,13 +179,13 @@ impl Directory {
 
     /// All rows, ascending by number.
     pub fn rows(&self) -> impl Iterator<Item = (TopicNumber, &Row)> {
-        self.rows.iter().zip(0..).filter_map(|(row, number)| Some((number, row.as_ref()?)))
+        self.rows.iter().zip(0..).filter_map(|(row, number)| Some((number, row.as_deref()?)))
     }
 
     pub fn insert(&mut self, number: TopicNumber, row: Row) {
         self.reserve_topics(number + 1);
         self.names.insert(row.topic.clone(), number);
-        self.rows[number as usize] = Some(row);
+        self.rows[number as usize] = Some(Box::new(row));
     }
 
     /// Forgets a topic of which nothing is left; its number is not given again.
@@ -174,13 +203,17 @@ impl Directory {
         s.last_time = time;
         s.total.add(amount);
         s.stored += amount.bytes;
-        let open = self.open.entry(segment).or_default();
+        // Nobody else holds a segment that is still appended to, so nothing is copied.
+        let open = Arc::make_mut(self.open.entry(segment).or_default());
         open.entries.push((offset_of(id), number, bytes));
         open.postings.entry(number).or_default().push(offset_of(id));
         let floor = self.log_floor.max(self.row(number).map_or(0, |r| r.floor));
         if id > floor {
             if let Some(s) = self.segments.get_mut(&segment) {
                 s.live.add(amount);
+            }
+            if self.live.events == 0 {
+                self.earliest = self.earliest.max(id);
             }
             self.live.add(amount);
             let log_floor = self.log_floor;
@@ -196,17 +229,30 @@ impl Directory {
         }
     }
 
+    /// Takes back as unpublished what was not published `before`: see `open_again`.
+    pub fn not_yet_published(&mut self, before: &Self) {
+        self.log_published = before.log_published.min(self.log_floor);
+        for (number, row) in self.rows.iter_mut().zip(0..).filter_map(|(row, n)| Some((n, row.as_mut()?))) {
+            row.published = before.row(number).map_or(0, |old| old.published).min(row.floor);
+            if row.published < row.floor {
+                self.raised.push(number);
+            }
+        }
+    }
+
     /// Readers know the floors as they are: what lies below them may be settled.
     pub fn floors_published(&mut self) {
         self.log_published = self.log_floor;
         for number in std::mem::take(&mut self.raised) {
-            if let Some(floor) = self.row(number).map(|row| row.floor) {
+            if let Some(row) = self.row_mut(number) {
+                row.published = row.floor;
+                let floor = row.floor;
                 self.published.push((number, floor));
             }
         }
     }
 
-    /// How many topics a list would show.
+    /// How many topics are known, also those of which only a floor or a retention is left.
     #[must_use]
     pub fn topic_count(&self) -> u64 {
         self.names.len() as u64
@@ -229,38 +275,16 @@ impl Directory {
         if row.last > row.floor.max(self.log_floor) { row.last } else { 0 }
     }
 
+    /// Whether nothing is left of a topic, and nothing about it that is to be remembered.
+    #[must_use]
+    pub fn is_forgettable(&self, row: &Row) -> bool {
+        row.last.max(row.floor) <= self.log_settled && row.retention.is_none()
+    }
+
     /// Whether there is anything that a list of topics should show.
     #[must_use]
     pub fn shows(&self, row: &Row) -> bool {
         self.retained_last(row) > 0 || row.retention.is_some()
-    }
-
-    /// The highest floor that concerns `filter`.
-    #[must_use]
-    pub fn floor(&self, filter: &Filter) -> Floor {
-        let mut floor = Floor { id: self.log_floor, reason: GapReason::Trimmed };
-        floor = floor.max(Floor { id: self.hole.1, reason: GapReason::Lost });
-        for pattern in filter.patterns() {
-            self.matching(pattern, &mut |_, row| {
-                floor = floor.max(Floor { id: row.floor, reason: GapReason::Trimmed });
-            });
-        }
-        floor
-    }
-
-    /// Calls `each` with every topic that matches `pattern`, in order of name.
-    pub fn matching(&self, pattern: &Pattern, each: &mut dyn FnMut(TopicNumber, &Row)) {
-        if pattern.is_literal() {
-            if let Some((number, row)) = self.number(pattern.as_str()).and_then(|n| Some((n, self.row(n)?))) {
-                each(number, row);
-            }
-            return;
-        }
-        for (number, row) in self.in_order(pattern.literal_prefix(), None) {
-            if pattern.matches(row.topic.as_str()) {
-                each(number, row);
-            }
-        }
     }
 
     /// The topics that begin with `prefix`, in order of name, those after `after`.
@@ -279,6 +303,12 @@ impl Directory {
             .filter_map(|(_, &number)| Some((number, self.row(number)?)))
     }
 
+    /// The first segment that is not sealed, or the one after the last.
+    #[must_use]
+    pub fn first_open(&self) -> SegmentNumber {
+        self.open.keys().next().copied().unwrap_or_else(|| segment_of(self.tail) + 1)
+    }
+
     /// The segments that hold ids from `after + 1` up to `upto`.
     #[must_use]
     pub fn segments_between(&self, after: EventId, upto: EventId) -> Vec<SegmentNumber> {
@@ -287,25 +317,19 @@ impl Directory {
         }
         self.segments.range(segment_of(after + 1)..=segment_of(upto)).map(|(&s, _)| s).collect()
     }
-
-    /// The ids of one topic in an open segment, within `after < id <= upto`.
-    #[must_use]
-    pub fn open_ids(&self, segment: SegmentNumber, topic: TopicNumber, after: EventId, upto: EventId) -> Vec<EventId> {
-        let Some(offsets) = self.open.get(&segment).and_then(|o| o.postings.get(&topic)) else {
-            return Vec::new();
-        };
-        within(segment, offsets, after, upto)
-    }
 }
 
-/// The ids of ascending `offsets` in `segment`, within `after < id <= upto`.
+/// Those of `events` in `segment`, ascending by their `offset`, that lie within `after < id <= upto`.
 #[must_use]
-pub fn within(segment: SegmentNumber, offsets: &[Offset], after: EventId, upto: EventId) -> Vec<EventId> {
-    if upto < first_id(segment) || after >= last_id(segment) {
-        return Vec::new();
-    }
-    let base = first_id(segment);
-    let from = offsets.partition_point(|&o| base + u64::from(o) <= after);
-    let to = offsets.partition_point(|&o| base + u64::from(o) <= upto);
-    offsets[from..to.max(from)].iter().map(|&o| base + u64::from(o)).collect()
+pub fn range_within<T>(
+    segment: SegmentNumber,
+    events: &[T],
+    offset: impl Fn(&T) -> Offset,
+    after: EventId,
+    upto: EventId,
+) -> &[T] {
+    let id = |event: &T| first_id(segment) + u64::from(offset(event));
+    let from = events.partition_point(|event| id(event) <= after);
+    let to = events.partition_point(|event| id(event) <= upto);
+    &events[from..to.max(from)]
 }

@@ -1,7 +1,7 @@
-//! Opening the log: the checks before RocksDB may touch it, its settings, and reading the directory back.
+//! Opening the log: the checks before RocksDB may touch it, its settings, and what a stop has left undone.
 //!
 //! What holds: a log whose write-ahead log lost something in the middle is refused, not opened shorter; ids that may have been
-//! given are never given again; nothing lies past the tail. Must not serve reads.
+//! given are never given again. Must not serve reads.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -10,22 +10,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType, LogLevel, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType,
+    DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Range, WriteBatch, WriteOptions,
 };
 
-use super::directory::{Amount, Directory, OpenSegment, Row, Segment, within};
-use super::layout::{
-    self, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id,
-    log_id, log_key, meta, pair, read_pair, segment_of,
-};
-use super::{Handle, KEY_BYTES, Options, RocksStore, read};
+use super::directory::Directory;
+use super::layout::{self, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, TOPIC, last_id, log_id, log_key, meta, pair};
+use super::recover::recover;
+use super::{Handle, Options, RocksStore, index, resolve};
 use crate::event::EventId;
 use crate::record::{Record, TopicNumber};
-use crate::store::mark::Mark;
+use crate::store::mark::{Mark, MarkError};
 use crate::store::space::Gauge;
+use crate::store::wal::WalError;
 use crate::store::{StoreError, wal};
-use crate::topic::Topic;
 
 /// The floors, as the compaction filters see them: what lies at or below them may go.
 #[derive(Default)]
@@ -77,7 +75,9 @@ impl RocksStore {
         let lock = lock(&options.dir)?;
         let floors = Arc::new(Floors::default());
         let opened = Opened::open(&options, &floors)?;
-        Ok(Self {
+        opened.directory.rows().for_each(|(number, row)| floors.raise_topic(number, row.floor));
+        floors.raise_log(opened.directory.log_floor);
+        let store = Self {
             gauge: Mutex::new(Gauge::new(options.dir.clone(), 0)),
             name: opened.name,
             db: RwLock::new(Some(opened.db)),
@@ -92,18 +92,45 @@ impl RocksStore {
             resolved: Mutex::default(),
             options,
             _lock: lock,
-        })
+        };
+        store.begin()?;
+        Ok(store)
+    }
+
+    /// What a stop between two steps has left undone, and what is not written down.
+    fn begin(&self) -> Result<(), StoreError> {
+        let db = self.db()?;
+        let gone: Vec<_> = {
+            let directory = self.directory.read();
+            directory.rows().filter(|(_, row)| directory.is_forgettable(row)).map(|(number, _)| number).collect()
+        };
+        self.forget_some(&db, &gone)?;
+        let floor = self.directory.read().log_floor;
+        if floor > 0 {
+            let dead = db.get_approximate_sizes_cf(db.cf(LOG), &[Range::new(&log_key(0), &log_key(floor))]);
+            self.directory.write().dead_bytes = dead.into_iter().sum();
+        }
+        self.move_earliest(&db)
     }
 
     /// Closes the database and opens it again; where that fails it stays closed.
+    ///
+    /// A floor whose write had failed may be there after all. Readers have not been told of it, so it counts as raised and not yet
+    /// as published.
     pub(super) fn open_again(&self) -> Result<(), StoreError> {
         let mut db = self.db.write();
         *db = None;
         let opened = Opened::open(&self.options, &self.floors)?;
-        *self.directory.write() = opened.directory;
+        let mut directory = opened.directory;
+        {
+            let mut before = self.directory.write();
+            directory.not_yet_published(&before);
+            directory.floors_version = before.floors_version + 1;
+            *before = directory;
+        }
         *self.mark.lock() = opened.mark;
-        *self.resolved.lock() = read::Resolved::default();
-        *self.summaries.lock() = read::Summaries::default();
+        *self.resolved.lock() = resolve::Resolved::default();
+        *self.summaries.lock() = index::Summaries::default();
         *db = Some(opened.db);
         self.poisoned.store(false, Ordering::Release);
         Ok(())
@@ -132,15 +159,23 @@ impl Opened {
     fn open(options: &Options, floors: &Arc<Floors>) -> Result<Self, StoreError> {
         let dir = options.dir.join("db");
         if dir.exists() {
-            wal::check(&dir).map_err(|e| corrupt(&e))?;
+            check_families(&dir)?;
+            wal::check(&dir).map_err(|e| match e {
+                WalError::Io { .. } => StoreError::io("checking the write-ahead log")(&e),
+                WalError::Corrupt { .. } | WalError::Missing { .. } => corrupt(&e),
+            })?;
         }
-        let (mark, reserved) = Mark::open(&options.dir).map_err(|e| corrupt(&e))?;
+        let (mark, reserved) = Mark::open(&options.dir).map_err(|e| match e {
+            MarkError::Io { .. } => StoreError::io("reading the reserved ids")(&e),
+            MarkError::Version { .. } => StoreError::Version(e.to_string().into()),
+            MarkError::Corrupt { .. } => corrupt(&e),
+        })?;
         let db = open_database(options, &dir, floors)?;
         let holder = RwLock::new(Some(db));
         let (directory, name) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
-            let mut directory = recover(&db, floors)?;
+            let mut directory = recover(&db)?;
             skip_reserved(&db, &mut directory, reserved.unwrap_or(0))?;
             (directory, name)
         };
@@ -151,6 +186,18 @@ impl Opened {
 
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(cause.to_string().into())
+}
+
+/// Refuses a log with column families that are not known here, before anything in it is changed.
+fn check_families(dir: &Path) -> Result<(), StoreError> {
+    if !dir.join("CURRENT").exists() {
+        return Ok(());
+    }
+    let names = DB::list_cf(&rocksdb::Options::default(), dir).map_err(|e| corrupt(&e))?;
+    match names.iter().find(|name| !FAMILIES.contains(&name.as_str()) && *name != DEFAULT_COLUMN_FAMILY_NAME) {
+        None => Ok(()),
+        Some(name) => Err(StoreError::Version(format!("it has a column family {name:?}, which is not known").into())),
+    }
 }
 
 fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<DB, StoreError> {
@@ -164,7 +211,7 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
     // One file is 32 MiB or more, so this covers 32 GiB without reopening any, and stays within common limits.
     db.set_max_open_files(1024);
     // Old write-ahead logs hold small column families back; past this they are flushed, so that a start replays little.
-    db.set_max_total_wal_size(4 * options.write_buffer_bytes as u64);
+    db.set_max_total_wal_size(2 * options.write_buffer_bytes as u64);
     // RocksDB then notices a write-ahead log file that is missing, which it would otherwise read as a shorter log.
     db.set_track_and_verify_wals_in_manifest(true);
     db.set_keep_log_file_num(2);
@@ -197,6 +244,9 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
         _ => StoreError::io("opening the database")(&e),
     })
 }
+
+/// The column families of [`open_database`].
+const FAMILIES: [&str; 5] = [LOG, POSTINGS, TOPIC, SEGMENT, META];
 
 fn family(options: &Options, cache: &Cache) -> rocksdb::Options {
     let mut cf = rocksdb::Options::default();
@@ -266,146 +316,4 @@ fn skip_reserved(db: &Handle<'_>, directory: &mut Directory, reserved: EventId) 
     directory.hole = (tail + 1, reserved);
     directory.tail = reserved;
     Ok(())
-}
-
-fn recover(db: &Handle<'_>, floors: &Floors) -> Result<Directory, StoreError> {
-    let mut directory = Directory::default();
-    recover_meta(db, &mut directory)?;
-    recover_topics(db, &mut directory, floors)?;
-    floors.raise_log(directory.log_floor);
-    let sealed = recover_sealed(db, &mut directory)?;
-    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1))?;
-    Ok(directory)
-}
-
-fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
-    let metas = db.cf(META);
-    let get = |key| db.get_cf(metas, key).map_err(|e| StoreError::io("reading the log's tail")(&e));
-    let bad = |what: &str| corrupt(&format!("its {what} cannot be read"));
-    if let Some(bytes) = get(meta::TAIL)? {
-        (directory.tail, directory.last_time) = read_pair(&bytes).ok_or_else(|| bad("tail"))?;
-    }
-    if let Some(bytes) = get(meta::FLOOR)? {
-        directory.log_floor = <[u8; 8]>::try_from(&bytes[..]).map(u64::from_be_bytes).map_err(|_| bad("floor"))?;
-        directory.log_settled = directory.log_floor;
-        directory.log_published = directory.log_floor;
-    }
-    if let Some(bytes) = get(meta::HOLE)? {
-        directory.hole = read_pair(&bytes).ok_or_else(|| bad("hole"))?;
-    }
-    if let Some(bytes) = get(meta::NEXT_TOPIC)? {
-        let next = <[u8; 4]>::try_from(&bytes[..]).map(u32::from_be_bytes).map_err(|_| bad("count of topics"))?;
-        directory.reserve_topics(next);
-    }
-    directory.earliest = directory.log_floor + 1;
-    Ok(())
-}
-
-fn recover_topics(db: &Handle<'_>, directory: &mut Directory, floors: &Floors) -> Result<(), StoreError> {
-    let mut rows = db.raw_iterator_cf(db.cf(TOPIC));
-    rows.seek_to_first();
-    while let Some((name, value)) = rows.item() {
-        let topic = std::str::from_utf8(name).ok().and_then(|name| Topic::parse(name).ok());
-        let (Some(topic), Some(row)) = (topic, TopicRow::decode(value)) else {
-            return Err(corrupt(&format!("the row of topic {:?} cannot be read", String::from_utf8_lossy(name))));
-        };
-        if row.number >= directory.next_topic() {
-            return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
-        }
-        floors.raise_topic(row.number, row.floor);
-        let known = Row { floor: row.floor, settled: row.floor, retention: row.retention, ..Row::new(topic) };
-        directory.insert(row.number, known);
-        rows.next();
-    }
-    rows.status().map_err(|e| StoreError::io("reading the topics")(&e))
-}
-
-/// Reads the summaries of the sealed segments; returns the last of them.
-fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<SegmentNumber>, StoreError> {
-    let mut last = None;
-    let mut rows = db.raw_iterator_cf(db.cf(SEGMENT));
-    rows.seek_to_first();
-    while let Some((key, value)) = rows.item() {
-        let segment = <[u8; 4]>::try_from(key).map(u32::from_be_bytes);
-        let (Ok(segment), Some(summary)) = (segment, Summary::decode(value)) else {
-            return Err(corrupt(&"the summary of a segment cannot be read"));
-        };
-        let total = Amount { events: summary.events(), bytes: summary.bytes() };
-        let mut known = Segment {
-            first_time: summary.first_time,
-            last_time: summary.last_time,
-            total,
-            live: Amount::default(),
-            stored: total.bytes,
-        };
-        for share in &summary.shares {
-            let Some(row) = directory.row(share.topic) else { continue };
-            let (base, newest) = (first_id(segment), first_id(segment) + u64::from(share.last));
-            let floor = row.floor.max(directory.log_floor);
-            let live = if floor < base {
-                Amount { events: share.events.into(), bytes: share.bytes }
-            } else if floor >= newest {
-                Amount::default()
-            } else {
-                // Trimmed within: the events are counted, their bytes estimated by their number.
-                let left = read::sealed_ids(db, share.topic, segment, floor, last_id(segment))?.len() as u64;
-                Amount { events: left, bytes: share.bytes * left / u64::from(share.events).max(1) }
-            };
-            known.live.add(live);
-            directory.live.add(live);
-            if let Some(row) = directory.row_mut(share.topic) {
-                row.last = newest;
-                row.live.add(live);
-            }
-        }
-        directory.segments.insert(segment, known);
-        last = Some(segment);
-        rows.next();
-    }
-    rows.status().map_err(|e| StoreError::io("reading the segments")(&e))?;
-    Ok(last)
-}
-
-/// Reads what is not sealed, builds its index again, and checks that nothing lies past the tail.
-fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber) -> Result<(), StoreError> {
-    let (tail, last_time) = (directory.tail, directory.last_time);
-    let mut newest = 0;
-    let mut records = db.raw_iterator_cf(db.cf(LOG));
-    records.seek(log_key(first_id(from).max(directory.log_floor + 1)));
-    while let Some((key, value)) = records.item() {
-        let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
-        if id > tail {
-            return Err(corrupt(&format!("event {id} lies past the tail {tail}")));
-        }
-        let (topic, time) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
-        if directory.row(topic).is_none() {
-            return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
-        }
-        let bytes = KEY_BYTES + u32::try_from(value.len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
-        directory.appended(id, topic, bytes, time);
-        newest = id;
-        records.next();
-    }
-    records.status().map_err(|e| StoreError::io("reading the log")(&e))?;
-    directory.last_time = last_time;
-    let gone = tail <= directory.log_floor || directory.rows().any(|(_, row)| row.floor >= tail);
-    let sealed = segment_of(tail) < from;
-    if newest < tail && !gone && !sealed {
-        return Err(corrupt(&format!("the newest event is {newest}, but {tail} was written")));
-    }
-    for (&segment, s) in directory.segments.range(from..) {
-        debug_assert!(s.total.events > 0, "segment {segment} was made for an event");
-    }
-    Ok(())
-}
-
-/// The ids of one topic in an open segment.
-pub(super) fn open_ids(
-    open: &OpenSegment,
-    segment: SegmentNumber,
-    topic: TopicNumber,
-    after: EventId,
-    upto: EventId,
-) -> Vec<EventId> {
-    open.postings.get(&topic).map_or_else(Vec::new, |offsets| within(segment, offsets, after, upto))
 }

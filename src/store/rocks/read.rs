@@ -1,94 +1,43 @@
 //! Reading the log: forward in id order, backward for the last few, by time.
 //!
-//! What holds: a topic's events are found by its postings, never by looking through other topics' events, unless those are so few
-//! that looking is cheaper. No iterator and no lock outlives a call. Must not write.
+//! What holds: what lies below a floor is hidden from when readers were told the floor, not before; no iterator and no lock outlives a
+//! call. Must not write.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use rocksdb::{DBRawIterator, ReadOptions};
+use rocksdb::ReadOptions;
 
-use super::directory::within;
-use super::layout::{
-    LOG, POSTINGS, SEGMENT, SegmentNumber, Summary, decode_postings, first_id, last_id, log_id, log_key, postings_key,
-    postings_place, segment_of,
-};
+use super::index::{DENSE_ONE_IN, FEW_TOPICS, IDS_PER_LOOK, Plan, read_failed};
+use super::layout::{LOG, first_id, last_id, log_id, log_key, segment_of};
 use super::open::corrupt;
+use super::resolve::Topics;
 use super::{Handle, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
 use crate::record::{Record, TopicNumber};
 use crate::store::{SCAN_RECORDS_MAX, Scan, StoreError};
-use crate::topic::{Filter, Pattern, Topic};
+use crate::topic::{Filter, Topic};
 
-/// With at least one match in so many events of a segment, reading them all is cheaper than seeking each match: a seek costs
-/// about 9 µs, a record passed over 0.4 µs and less.
-const DENSE_ONE_IN: u64 = 64;
+/// Records that are looked at in a sealed segment before its index is asked for many topics: where some of them match, looking on
+/// is cheaper than finding every match of the segment for each 64 KiB that a reader takes.
+const PROBE: u64 = 512;
 
-/// Up to so many topics are looked up in the postings one by one; for more of them the segment's summary is read first.
-const FEW_TOPICS: usize = 16;
+/// What is done with a record: go on, or stop.
+type Visit<'a> = dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
 
-/// Most wildcard patterns whose topics are remembered: a few bytes a topic and pattern.
-const RESOLVED_MAX: usize = 256;
-
-/// Most decoded summaries that are kept: at most 65,536 topics of 24 bytes each.
-const SUMMARIES_MAX: usize = 8;
-
-/// The topics that a filter selects.
-#[derive(Clone)]
-enum Topics {
-    Every,
-    /// Ascending and without repetition.
-    These(Arc<Vec<TopicNumber>>),
-}
-
-impl Topics {
-    fn contains(&self, topic: TopicNumber) -> bool {
-        match self {
-            Self::Every => true,
-            Self::These(these) => these.binary_search(&topic).is_ok(),
-        }
-    }
-}
-
-/// The topics of wildcard patterns, as of a number of topics; later topics are looked at when it is next asked for.
-#[derive(Default)]
-pub struct Resolved(HashMap<Pattern, (TopicNumber, Arc<Vec<TopicNumber>>)>);
-
-/// The newest decoded summaries.
-#[derive(Default)]
-pub struct Summaries(VecDeque<(SegmentNumber, Arc<Summary>)>);
-
-impl Summaries {
-    pub fn forget(&mut self, segment: SegmentNumber) {
-        self.0.retain(|(s, _)| *s != segment);
-    }
-}
-
-/// How the matching events of one segment are found.
-enum Plan {
-    /// None are there.
-    Nothing,
-    /// Look at every record.
-    Look,
-    /// Get just these.
-    Seek(Vec<EventId>),
-}
-
-/// What is remembered of a topic during one read.
-struct Seen {
-    name: Topic,
-    floor: EventId,
-    wanted: bool,
-}
+/// What is remembered of a topic during one read: `None` where its events are not wanted.
+type Seen = Option<(Topic, EventId)>;
 
 /// Turns records into events: knows the topics' names and floors, asking the directory once for each.
 struct Reader<'a> {
     store: &'a RocksStore,
     filter: &'a Filter,
     topics: Topics,
+    /// As readers were told it; so are the topics' floors.
     log_floor: EventId,
     seen: HashMap<TopicNumber, Seen>,
+    /// How many records were of these topics.
+    wanted: u64,
 }
 
 impl Reader<'_> {
@@ -96,15 +45,17 @@ impl Reader<'_> {
     fn event<'b>(&'b mut self, id: EventId, value: &'b [u8]) -> Result<Option<EventRef<'b>>, StoreError> {
         let unreadable = |e: &dyn std::fmt::Display| corrupt(&format!("event {id} cannot be read: {e}"));
         let (topic, _) = Record::head(value).map_err(|e| unreadable(&e))?;
-        if !self.seen.contains_key(&topic) {
-            let wanted = self.topics.contains(topic);
-            let directory = self.store.directory.read();
+        let store = self.store;
+        let seen = self.seen.entry(topic).or_insert_with(|| {
+            if !self.topics.contains(topic) {
+                return None;
+            }
             // A forgotten topic has no name any more: all of its events lie below a floor.
-            let Some(row) = directory.row(topic) else { return Ok(None) };
-            self.seen.insert(topic, Seen { name: row.topic.clone(), floor: row.floor, wanted });
-        }
-        let seen = &self.seen[&topic];
-        if !seen.wanted || id <= seen.floor.max(self.log_floor) {
+            store.directory.read().row(topic).map(|row| (row.topic.clone(), row.published))
+        });
+        let Some((name, floor)) = seen else { return Ok(None) };
+        self.wanted += 1;
+        if id <= (*floor).max(self.log_floor) {
             return Ok(None);
         }
         let record = Record::decode(value).map_err(|e| unreadable(&e))?;
@@ -112,39 +63,12 @@ impl Reader<'_> {
             return Ok(None);
         }
         let Record { time, event, key, data, .. } = record;
-        Ok(Some(EventRef { id, topic: seen.name.as_str(), event, key, time, data }))
+        Ok(Some(EventRef { id, topic: name.as_str(), event, key, time, data }))
     }
-}
-
-fn read_failed(e: &rocksdb::Error) -> StoreError {
-    match e.kind() {
-        rocksdb::ErrorKind::Corruption => corrupt(e),
-        _ => StoreError::io("reading the log")(e),
-    }
-}
-
-/// The ids of one topic in a sealed segment, within `after < id <= upto`.
-pub fn sealed_ids(
-    db: &Handle<'_>,
-    topic: TopicNumber,
-    segment: SegmentNumber,
-    after: EventId,
-    upto: EventId,
-) -> Result<Vec<EventId>, StoreError> {
-    let value = db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))?;
-    let Some(value) = value else { return Ok(Vec::new()) };
-    let offsets = decode_postings(&value)
-        .ok_or_else(|| corrupt(&format!("the postings of topic number {topic} in segment {segment} cannot be read")))?;
-    Ok(within(segment, &offsets, after, upto))
 }
 
 /// Looks at the records with `after < id <= upto` in order until `each` breaks.
-pub fn records(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+pub(super) fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(log_key(upto + 1));
     let mut it = db.raw_iterator_cf_opt(db.cf(LOG), options);
@@ -162,162 +86,47 @@ pub fn records(
 impl RocksStore {
     fn reader<'a>(&'a self, filter: &'a Filter) -> Reader<'a> {
         let topics = self.topics_of(filter);
-        let log_floor = self.directory.read().log_floor;
-        Reader { store: self, filter, topics, log_floor, seen: HashMap::new() }
-    }
-
-    fn topics_of(&self, filter: &Filter) -> Topics {
-        if filter.is_every_topic() {
-            return Topics::Every;
-        }
-        if let [pattern] = filter.patterns() {
-            return Topics::These(self.topics_of_pattern(pattern));
-        }
-        let mut all: Vec<_> = filter.patterns().iter().flat_map(|p| self.topics_of_pattern(p).to_vec()).collect();
-        all.sort_unstable();
-        all.dedup();
-        Topics::These(Arc::new(all))
-    }
-
-    fn topics_of_pattern(&self, pattern: &Pattern) -> Arc<Vec<TopicNumber>> {
-        let directory = self.directory.read();
-        if pattern.is_literal() {
-            return Arc::new(directory.number(pattern.as_str()).into_iter().collect());
-        }
-        let next = directory.next_topic();
-        let mut resolved = self.resolved.lock();
-        if resolved.0.len() >= RESOLVED_MAX && !resolved.0.contains_key(pattern) {
-            resolved.0.clear();
-        }
-        if let Some((upto, topics)) = resolved.0.get_mut(pattern) {
-            let new: Vec<_> = (*upto..next)
-                .filter(|&n| directory.row(n).is_some_and(|row| pattern.matches(row.topic.as_str())))
-                .collect();
-            if !new.is_empty() {
-                Arc::make_mut(topics).extend(new);
-            }
-            *upto = next;
-            return topics.clone();
-        }
-        let mut topics = Vec::new();
-        directory.matching(pattern, &mut |number, _| topics.push(number));
-        topics.sort_unstable();
-        let topics = Arc::new(topics);
-        resolved.0.insert(pattern.clone(), (next, topics.clone()));
-        topics
-    }
-
-    pub(super) fn summary(&self, db: &Handle<'_>, segment: SegmentNumber) -> Result<Option<Arc<Summary>>, StoreError> {
-        if let Some((_, summary)) = self.summaries.lock().0.iter().find(|(s, _)| *s == segment) {
-            return Ok(Some(summary.clone()));
-        }
-        let value = db.get_pinned_cf(db.cf(SEGMENT), segment.to_be_bytes()).map_err(|e| read_failed(&e))?;
-        let Some(value) = value else { return Ok(None) };
-        let summary = Summary::decode(&value)
-            .ok_or_else(|| corrupt(&format!("the summary of segment {segment} cannot be read")))?;
-        let summary = Arc::new(summary);
-        let mut kept = self.summaries.lock();
-        kept.0.push_front((segment, summary.clone()));
-        kept.0.truncate(SUMMARIES_MAX);
-        Ok(Some(summary))
-    }
-
-    /// How the events of `topics` within `after < id <= upto`, all in `segment`, are found.
-    fn plan(
-        &self,
-        db: &Handle<'_>,
-        topics: &Topics,
-        segment: SegmentNumber,
-        after: EventId,
-        upto: EventId,
-    ) -> Result<Plan, StoreError> {
-        let Topics::These(topics) = topics else { return Ok(Plan::Look) };
-        if let Some(plan) = self.plan_open(topics, segment, after, upto) {
-            return Ok(plan);
-        }
-        let mut present: Vec<TopicNumber> = Vec::new();
-        if topics.len() > FEW_TOPICS {
-            let Some(summary) = self.summary(db, segment)? else { return Ok(Plan::Nothing) };
-            let shares = summary.shares.iter().filter(|s| topics.binary_search(&s.topic).is_ok());
-            let mut events = 0;
-            for share in shares {
-                events += u64::from(share.events);
-                present.push(share.topic);
-            }
-            if events * DENSE_ONE_IN >= summary.events() {
-                return Ok(if events == 0 { Plan::Nothing } else { Plan::Look });
-            }
-        } else {
-            present.extend_from_slice(topics);
-        }
-        let mut ids = Vec::new();
-        for topic in present {
-            ids.extend(sealed_ids(db, topic, segment, after, upto)?);
-            if ids.len() as u64 * DENSE_ONE_IN >= upto - after {
-                return Ok(Plan::Look);
-            }
-        }
-        ids.sort_unstable();
-        Ok(if ids.is_empty() { Plan::Nothing } else { Plan::Seek(ids) })
-    }
-
-    /// The plan for a segment whose index is still in memory.
-    fn plan_open(&self, topics: &[TopicNumber], segment: SegmentNumber, after: EventId, upto: EventId) -> Option<Plan> {
-        let directory = self.directory.read();
-        let open = directory.open.get(&segment)?;
-        let mut ids = Vec::new();
-        let few = topics.len() <= open.postings.len();
-        let mut add = |topic: TopicNumber| ids.extend(super::open::open_ids(open, segment, topic, after, upto));
-        if few {
-            topics.iter().copied().for_each(&mut add);
-        } else {
-            open.postings.keys().copied().filter(|t| topics.binary_search(t).is_ok()).for_each(&mut add);
-        }
-        ids.sort_unstable();
-        Some(match ids.len() as u64 {
-            0 => Plan::Nothing,
-            n if n * DENSE_ONE_IN >= upto - after => Plan::Look,
-            _ => Plan::Seek(ids),
-        })
-    }
-
-    /// The first segment from `segment` on that may hold one of few topics, so that the segments before it need no look.
-    fn skip_to(&self, db: &Handle<'_>, topics: &Topics, segment: SegmentNumber) -> Result<SegmentNumber, StoreError> {
-        let Topics::These(topics) = topics else { return Ok(segment) };
-        let first_open = self.directory.read().open.keys().next().copied().unwrap_or(segment);
-        if topics.len() > FEW_TOPICS || segment >= first_open {
-            return Ok(segment);
-        }
-        let mut it: DBRawIterator<'_> = db.raw_iterator_cf(db.cf(POSTINGS));
-        let mut nearest = first_open;
-        for &topic in topics.iter() {
-            it.seek(postings_key(topic, segment));
-            match it.key().and_then(postings_place) {
-                Some((t, s)) if t == topic => nearest = nearest.min(s),
-                _ => it.status().map_err(|e| read_failed(&e))?,
-            }
-        }
-        Ok(nearest)
+        let log_floor = self.directory.read().log_published;
+        Reader { store: self, filter, topics, log_floor, seen: HashMap::new(), wanted: 0 }
     }
 
     pub(super) fn read_forward(
         &self,
+        db: &Handle<'_>,
         scan: Scan<'_>,
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
-        let db = self.db()?;
         let mut reader = self.reader(scan.filter);
         let topics = reader.topics.clone();
         let mut after = scan.after.max(reader.log_floor);
         let mut looked = 0;
+        let mut probe = PROBE;
         while after < scan.upto && looked < SCAN_RECORDS_MAX {
-            let segment = self.skip_to(&db, &topics, segment_of(after + 1))?;
+            let segment = self.skip_to(db, &topics, segment_of(after + 1))?;
             after = after.max(first_id(segment).saturating_sub(1));
             if after >= scan.upto {
-                return Ok(scan.upto);
+                break;
             }
-            let upto = last_id(segment).min(scan.upto);
             looked += 1;
+            let mut upto = last_id(segment).min(scan.upto);
+            let plan = match &topics {
+                // With many topics the index of a whole segment costs milliseconds: it is asked only where looking finds little.
+                Topics::These(topics) if topics.len() > FEW_TOPICS && self.directory.read().first_open() <= segment => {
+                    upto = upto.min(after + IDS_PER_LOOK);
+                    None
+                }
+                Topics::These(topics) if topics.len() > FEW_TOPICS && probe > 0 => {
+                    upto = upto.min(after + probe);
+                    Some(Plan::Look)
+                }
+                _ => None,
+            };
+            let probing = plan.is_some();
+            let plan = match plan {
+                Some(plan) => plan,
+                None => self.plan(db, &topics, segment, (after, upto), &mut looked)?,
+            };
+            let wanted = reader.wanted;
             let mut stopped_at = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
@@ -331,26 +140,21 @@ impl RocksStore {
                 }
                 Ok(ControlFlow::Continue(()))
             };
-            match self.plan(&db, &topics, segment, after, upto)? {
+            match plan {
                 Plan::Nothing => {}
-                Plan::Look => records(&db, after, upto, &mut visit)?,
-                Plan::Seek(ids) => {
-                    for id in ids {
-                        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
-                        if let Some(value) = value
-                            && visit(id, &value)?.is_break()
-                        {
-                            break;
-                        }
-                    }
-                }
+                Plan::Look => records(db, after, upto, &mut visit)?,
+                Plan::Seek(ids) => seek(db, ids.into_iter(), &mut visit)?,
             }
-            match stopped_at {
-                Some(id) => return Ok(id),
-                None => after = upto,
+            if let Some(id) = stopped_at {
+                return Ok(id);
             }
+            if probing {
+                let dense = (reader.wanted - wanted) * DENSE_ONE_IN >= upto - after;
+                probe = if dense { (probe * 4).min(IDS_PER_LOOK) } else { 0 };
+            }
+            after = upto;
         }
-        Ok(after.max(scan.after))
+        Ok(after.min(scan.upto).max(scan.after))
     }
 
     pub(super) fn read_backward(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
@@ -362,14 +166,11 @@ impl RocksStore {
             return Ok(upto);
         }
         let floor = reader.log_floor;
-        let segments = self.directory.read().segments_between(floor, upto);
+        let newest = self.newest_of(&topics).min(upto);
+        let segments = self.directory.read().segments_between(floor, newest);
         for segment in segments.into_iter().rev() {
-            let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(upto));
-            let ids = match self.plan(&db, &topics, segment, after, last)? {
-                Plan::Nothing => continue,
-                Plan::Seek(ids) => Some(ids),
-                Plan::Look => None,
-            };
+            let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(newest));
+            let plan = self.plan(&db, &topics, segment, (after, last), &mut 0)?;
             let mut found = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 if reader.event(id, value)?.is_some() {
@@ -381,18 +182,10 @@ impl RocksStore {
                 }
                 Ok(ControlFlow::Continue(()))
             };
-            match ids {
-                Some(ids) => {
-                    for id in ids.into_iter().rev() {
-                        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
-                        if let Some(value) = value
-                            && visit(id, &value)?.is_break()
-                        {
-                            break;
-                        }
-                    }
-                }
-                None => records_backward(&db, after, last, &mut visit)?,
+            match plan {
+                Plan::Nothing => {}
+                Plan::Seek(ids) => seek(&db, ids.into_iter().rev(), &mut visit)?,
+                Plan::Look => records_backward(&db, after, last, &mut visit)?,
             }
             if let Some(cursor) = found {
                 return Ok(cursor);
@@ -402,8 +195,7 @@ impl RocksStore {
     }
 
     /// The cursor before the first event that is at `time` or later: times never decrease, so segments, then ids are halved.
-    pub(super) fn seek_time(&self, time: Millis) -> Result<EventId, StoreError> {
-        let db = self.db()?;
+    pub(super) fn seek_time(&self, db: &Handle<'_>, time: Millis) -> Result<EventId, StoreError> {
         let (floor, tail, segment) = {
             let directory = self.directory.read();
             let segment = directory.segments.iter().find(|(_, s)| s.last_time >= time).map(|(&s, _)| s);
@@ -415,7 +207,7 @@ impl RocksStore {
         while low + 1 < high {
             let middle = low + (high - low) / 2;
             let mut newest_looked = None;
-            records(&db, middle - 1, high - 1, &mut |id, value| {
+            records(db, middle - 1, high - 1, &mut |id, value| {
                 let (_, at) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
                 newest_looked = Some((id, at));
                 Ok(ControlFlow::Break(()))
@@ -429,12 +221,20 @@ impl RocksStore {
     }
 }
 
-fn records_backward(
-    db: &Handle<'_>,
-    after: EventId,
-    upto: EventId,
-    each: &mut dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError>,
-) -> Result<(), StoreError> {
+/// Gets the records under `ids`, those that are still there, until `each` breaks.
+fn seek(db: &Handle<'_>, ids: impl Iterator<Item = EventId>, each: &mut Visit<'_>) -> Result<(), StoreError> {
+    for id in ids {
+        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
+        if let Some(value) = value
+            && each(id, &value)?.is_break()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     let mut it = db.raw_iterator_cf(db.cf(LOG));
     it.seek_for_prev(log_key(upto));
     while let Some((key, value)) = it.item() {

@@ -30,14 +30,15 @@ impl RocksStore {
     }
 
     fn seal(&self, segment: SegmentNumber) -> Result<(), StoreError> {
-        let (postings, summary) = {
+        let (open, first_time, last_time) = {
             let directory = self.directory.read();
             let (Some(open), Some(known)) = (directory.open.get(&segment), directory.segments.get(&segment)) else {
                 return Ok(());
             };
-            // Nothing is appended to a full segment any more, so what is copied here stays true.
-            sealed_form(open, known.first_time, known.last_time)
+            (open.clone(), known.first_time, known.last_time)
         };
+        // Nothing is appended to a full segment any more, so what is made of it here stays true.
+        let (postings, summary) = sealed_form(&open, first_time, last_time);
         let db = self.db()?;
         for some in postings.chunks(TOPICS_PER_BATCH) {
             let mut batch = WriteBatch::default();
@@ -49,25 +50,29 @@ impl RocksStore {
         let mut batch = WriteBatch::default();
         batch.put_cf(db.cf(SEGMENT), segment.to_be_bytes(), summary.encode());
         self.write(&db, batch, false)?;
-        self.directory.write().open.remove(&segment);
+        // Dropped after the lock was let go: it may be some 65,536 small allocations.
+        let sealed = self.directory.write().open.remove(&segment);
+        drop(sealed);
         tracing::debug!(segment, topics = postings.len(), "segment sealed");
         Ok(())
     }
 }
 
 fn sealed_form(open: &OpenSegment, first_time: Millis, last_time: Millis) -> (Vec<(TopicNumber, Vec<u8>)>, Summary) {
-    let mut postings: Vec<_> =
-        open.postings.iter().map(|(&topic, offsets)| (topic, encode_postings(offsets))).collect();
-    postings.sort_unstable_by_key(|(topic, _)| *topic);
-    let mut shares: Vec<Share> =
-        postings.iter().map(|(topic, _)| Share { topic: *topic, events: 0, bytes: 0, last: 0 }).collect();
-    for &(offset, topic, bytes) in &open.entries {
-        if let Ok(at) = shares.binary_search_by_key(&topic, |s| s.topic) {
-            let share = &mut shares[at];
-            share.events += 1;
-            share.bytes += u64::from(bytes);
-            share.last = offset;
-        }
+    let mut entries = open.entries.clone();
+    // Stable, so that each topic's offsets stay ascending.
+    entries.sort_by_key(|&(_, topic, _)| topic);
+    let mut postings = Vec::with_capacity(open.postings.len());
+    let mut shares = Vec::with_capacity(open.postings.len());
+    for of_topic in entries.chunk_by(|a, b| a.1 == b.1) {
+        let (last, topic, _) = of_topic[of_topic.len() - 1];
+        postings.push((topic, encode_postings(of_topic.iter().map(|&(offset, _, bytes)| (offset, bytes)))));
+        shares.push(Share {
+            topic,
+            events: u32::try_from(of_topic.len()).expect("a segment has 65,536 events at most"),
+            bytes: of_topic.iter().map(|&(.., bytes)| u64::from(bytes)).sum(),
+            last,
+        });
     }
     (postings, Summary { first_time, last_time, shares })
 }

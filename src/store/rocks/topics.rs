@@ -11,7 +11,7 @@ use crate::topic::{Filter, Pattern, Topic};
 impl RocksStore {
     pub(super) fn override_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
         let db = self.db()?;
-        let _no_forgetting = self.naming.lock();
+        let no_forgetting = self.naming.lock();
         let (number, row, is_new) = {
             let directory = self.directory.read();
             match directory.number(topic.as_str()).and_then(|n| Some((n, directory.row(n)?.clone()))) {
@@ -34,7 +34,9 @@ impl RocksStore {
         if let Some(row) = directory.row_mut(number) {
             row.retention = limits;
         }
-        Ok(())
+        drop(directory);
+        drop(no_forgetting);
+        if limits.is_none() { self.forget_some(&db, &[number]) } else { Ok(()) }
     }
 
     pub(super) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
@@ -52,10 +54,11 @@ impl RocksStore {
                 })
                 .collect()
         };
+        let db = self.db()?;
         for stats in &mut list {
             let filter = Filter::new(vec![Pattern::from(stats.topic.clone())], Vec::new());
             let floor = stats.earliest;
-            stats.earliest = if stats.last == 0 { 0 } else { self.first_after(&filter, floor)?.unwrap_or(0) };
+            stats.earliest = if stats.last == 0 { 0 } else { self.first_after(&db, &filter, floor)?.unwrap_or(0) };
         }
         Ok(list)
     }
