@@ -20,6 +20,9 @@ use crate::store::{Policy, Store, StoreError};
 /// How often retention is looked at. The promise is within ten seconds.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// Most floors that rise in one write, at some 2 µs each: publishers wait for it.
+const TRIMS_AT_ONCE: usize = 1024;
+
 /// Heartbeats are late by at most so much, or by a thirty-second of a heartbeat where that is more.
 const BEAT_MIN: Duration = Duration::from_millis(10);
 const BEAT_MAX: Duration = Duration::from_millis(500);
@@ -77,9 +80,9 @@ impl Janitor {
 
 fn round(store: &dyn Store, requests: &Sender<Request>, policy: &Policy, now: Millis) -> Result<(), StoreError> {
     let trims = store.due_trims(policy, now)?;
-    if !trims.is_empty() {
+    for some in trims.chunks(TRIMS_AT_ONCE) {
         let (answer, answered) = oneshot::channel();
-        if requests.send(Request::Trim { trims, answer }).is_err() {
+        if requests.send(Request::Trim { trims: some.to_vec(), answer }).is_err() {
             return Ok(());
         }
         answered.blocking_recv().unwrap_or(Err(StoreError::Closed))?;
