@@ -10,9 +10,14 @@
 //! after a failed write nothing more is written until the database was closed, opened and read anew.
 
 mod directory;
+mod due;
+mod index;
 mod layout;
 mod open;
 mod read;
+mod reclaim;
+mod recover;
+mod resolve;
 mod seal;
 mod topics;
 mod trim;
@@ -79,8 +84,8 @@ pub struct RocksStore {
     settling: Mutex<()>,
     /// One at a time seals segments and gives back the disk.
     tidying: Mutex<()>,
-    summaries: Mutex<read::Summaries>,
-    resolved: Mutex<read::Resolved>,
+    summaries: Mutex<index::Summaries>,
+    resolved: Mutex<resolve::Resolved>,
     /// Held while topics get or lose their numbers.
     naming: Mutex<()>,
     /// Held, not read: while it is, no other process serves this directory.

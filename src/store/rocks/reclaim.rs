@@ -1,0 +1,144 @@
+//! Giving the disk back: whole files below the log's floor are dropped, segments that topics' floors have left mostly dead are
+//! rewritten without what is dead, and what is left without an event is forgotten.
+//!
+//! What holds: only what was settled goes, so readers were told its floor before.
+
+use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
+
+use super::layout::{LOG, SEGMENT, SegmentNumber, TOPIC, first_id, last_id, log_key};
+use super::trim::TOPICS_PER_LOOK;
+use super::{Handle, RocksStore};
+use crate::event::EventId;
+use crate::record::TopicNumber;
+use crate::store::StoreError;
+use crate::topic::Topic;
+
+/// Dead bytes are let lie up to this share of what is retained: a twentieth.
+const LET_LIE: u64 = 20;
+
+/// Below this many dead bytes nothing is rewritten: the write-ahead log and the memtables hold more than that anyway.
+const DEAD_BYTES_MIN: u64 = 4 << 20;
+
+/// Most bytes of mostly dead segments that one round rewrites: at 100 MB/s and more, a stop waits some seconds for it at the most.
+const REWRITE_BYTES_MAX: u64 = 256 << 20;
+
+/// Segments that are rewritten together.
+struct Run {
+    first: SegmentNumber,
+    last: SegmentNumber,
+    /// Bytes that they occupy, and how many of these are dead.
+    stored: u64,
+    dead: u64,
+}
+
+impl RocksStore {
+    /// Gives back the disk below the floors.
+    pub(super) fn reclaim(&self) -> Result<(), StoreError> {
+        let db = self.db()?;
+        self.drop_segments(&db)?;
+        let (floor, dead, live) = {
+            let directory = self.directory.read();
+            (directory.log_settled, directory.dead_bytes, directory.live.bytes)
+        };
+        if dead >= DEAD_BYTES_MIN.max(live / LET_LIE) {
+            db.delete_file_in_range_cf(db.cf(LOG), log_key(0), log_key(floor))
+                .map_err(|e| StoreError::io("dropping files below the floor")(&e))?;
+            rewrite(&db, 0, floor);
+            let mut directory = self.directory.write();
+            directory.dead_bytes = directory.dead_bytes.saturating_sub(dead);
+        }
+        for (first, last) in self.mostly_dead() {
+            rewrite(&db, first_id(first), last_id(last));
+            let mut directory = self.directory.write();
+            directory.segments.range_mut(first..=last).for_each(|(_, s)| s.stored = s.live.bytes);
+        }
+        Ok(())
+    }
+
+    /// Forgets the segments that lie wholly below the log's floor, and the topics that had nothing after them.
+    fn drop_segments(&self, db: &Handle<'_>) -> Result<(), StoreError> {
+        let gone: Vec<SegmentNumber> = {
+            let directory = self.directory.read();
+            let floor = directory.log_settled;
+            directory.segments.keys().copied().take_while(|&s| last_id(s) <= floor).collect()
+        };
+        for segment in gone {
+            let open = self.directory.read().open.get(&segment).cloned();
+            let topics: Vec<TopicNumber> = match (open, self.summary(db, segment)?) {
+                (Some(open), _) => open.postings.keys().copied().collect(),
+                (None, Some(summary)) => summary.shares.iter().map(|s| s.topic).collect(),
+                (None, None) => Vec::new(),
+            };
+            // Before the summary goes: what a stop in between leaves is forgotten at the next start.
+            self.forget_some(db, &topics)?;
+            let mut batch = WriteBatch::default();
+            batch.delete_cf(db.cf(SEGMENT), segment.to_be_bytes());
+            self.write(db, batch, false)?;
+            let mut directory = self.directory.write();
+            let open = (directory.segments.remove(&segment), directory.open.remove(&segment));
+            drop(directory);
+            drop(open);
+            self.summaries.lock().forget(segment);
+        }
+        Ok(())
+    }
+
+    /// Runs of sealed segments of which more than half is dead, as many as are rewritten in one round.
+    fn mostly_dead(&self) -> Vec<(SegmentNumber, SegmentNumber)> {
+        let directory = self.directory.read();
+        let mut runs: Vec<Run> = Vec::new();
+        for (&segment, s) in &directory.segments {
+            let dead = s.stored.saturating_sub(s.live.bytes);
+            if directory.open.contains_key(&segment) || dead * 2 <= s.stored {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.last + 1 == segment && run.stored + s.stored <= REWRITE_BYTES_MAX => {
+                    (run.last, run.stored, run.dead) = (segment, run.stored + s.stored, run.dead + dead);
+                }
+                _ => runs.push(Run { first: segment, last: segment, stored: s.stored, dead }),
+            }
+        }
+        let mut sum = 0;
+        let worth_it = runs.into_iter().filter(|run| run.dead >= DEAD_BYTES_MIN).take_while(|run| {
+            let is_first = sum == 0;
+            sum += run.stored;
+            is_first || sum <= REWRITE_BYTES_MAX
+        });
+        worth_it.map(|run| (run.first, run.last)).collect()
+    }
+
+    /// Forgets those of `topics` of which the log's floor has left nothing and about which nothing else is to be remembered.
+    pub(super) fn forget_some(&self, db: &Handle<'_>, topics: &[TopicNumber]) -> Result<(), StoreError> {
+        for some in topics.chunks(TOPICS_PER_LOOK) {
+            let _no_append = self.naming.lock();
+            let gone: Vec<(TopicNumber, Topic)> = {
+                let directory = self.directory.read();
+                let known = some.iter().filter_map(|&number| Some((number, directory.row(number)?)));
+                let gone = known.filter(|(_, row)| directory.is_forgettable(row));
+                gone.map(|(number, row)| (number, row.topic.clone())).collect()
+            };
+            if gone.is_empty() {
+                continue;
+            }
+            let mut batch = WriteBatch::default();
+            for (_, topic) in &gone {
+                batch.delete_cf(db.cf(TOPIC), topic.as_str());
+            }
+            self.write(db, batch, false)?;
+            let mut directory = self.directory.write();
+            for (number, _) in gone {
+                directory.forget(number);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes the files that overlap these ids again, without what is dead.
+fn rewrite(db: &Handle<'_>, first: EventId, last: EventId) {
+    let mut options = CompactOptions::default();
+    options.set_exclusive_manual_compaction(false);
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
+}

@@ -1,0 +1,142 @@
+//! Reading the directory back when the log is opened: topics, what was sealed, and the index of what was not.
+//!
+//! What holds: counts are exact, as postings know the bytes of each event; nothing lies past the tail. Must not write.
+
+use super::directory::{Amount, Directory, Row, Segment};
+use super::layout::{
+    LOG, META, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id, log_id, log_key, meta, read_pair,
+    segment_of,
+};
+use super::open::corrupt;
+use super::{Handle, KEY_BYTES, index};
+use crate::record::Record;
+use crate::store::StoreError;
+use crate::topic::Topic;
+
+/// Everything that is committed, as the database says.
+pub fn recover(db: &Handle<'_>) -> Result<Directory, StoreError> {
+    let mut directory = Directory::default();
+    recover_meta(db, &mut directory)?;
+    recover_topics(db, &mut directory)?;
+    let sealed = recover_sealed(db, &mut directory)?;
+    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1))?;
+    Ok(directory)
+}
+
+fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
+    let metas = db.cf(META);
+    let get = |key| db.get_cf(metas, key).map_err(|e| StoreError::io("reading the log's tail")(&e));
+    let bad = |what: &str| corrupt(&format!("its {what} cannot be read"));
+    if let Some(bytes) = get(meta::TAIL)? {
+        (directory.tail, directory.last_time) = read_pair(&bytes).ok_or_else(|| bad("tail"))?;
+    }
+    if let Some(bytes) = get(meta::FLOOR)? {
+        directory.log_floor = <[u8; 8]>::try_from(&bytes[..]).map(u64::from_be_bytes).map_err(|_| bad("floor"))?;
+        directory.log_settled = directory.log_floor;
+        directory.log_published = directory.log_floor;
+    }
+    if let Some(bytes) = get(meta::HOLE)? {
+        directory.hole = read_pair(&bytes).ok_or_else(|| bad("hole"))?;
+    }
+    if let Some(bytes) = get(meta::NEXT_TOPIC)? {
+        let next = <[u8; 4]>::try_from(&bytes[..]).map(u32::from_be_bytes).map_err(|_| bad("count of topics"))?;
+        directory.reserve_topics(next);
+    }
+    directory.earliest = directory.log_floor + 1;
+    Ok(())
+}
+
+fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
+    let mut rows = db.raw_iterator_cf(db.cf(TOPIC));
+    rows.seek_to_first();
+    while let Some((name, value)) = rows.item() {
+        let topic = std::str::from_utf8(name).ok().and_then(|name| Topic::parse(name).ok());
+        let (Some(topic), Some(row)) = (topic, TopicRow::decode(value)) else {
+            return Err(corrupt(&format!("the row of topic {:?} cannot be read", String::from_utf8_lossy(name))));
+        };
+        if row.number >= directory.next_topic() {
+            return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
+        }
+        let TopicRow { number, floor, retention } = row;
+        directory.insert(number, Row { floor, published: floor, settled: floor, retention, ..Row::new(topic) });
+        rows.next();
+    }
+    rows.status().map_err(|e| StoreError::io("reading the topics")(&e))
+}
+
+/// Reads the summaries of the sealed segments; returns the last of them.
+fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<SegmentNumber>, StoreError> {
+    let mut last = None;
+    let mut rows = db.raw_iterator_cf(db.cf(SEGMENT));
+    rows.seek_to_first();
+    while let Some((key, value)) = rows.item() {
+        let segment = <[u8; 4]>::try_from(key).map(u32::from_be_bytes);
+        let (Ok(segment), Some(summary)) = (segment, Summary::decode(value)) else {
+            return Err(corrupt(&"the summary of a segment cannot be read"));
+        };
+        let total = Amount { events: summary.events(), bytes: summary.bytes() };
+        let mut known = Segment {
+            first_time: summary.first_time,
+            last_time: summary.last_time,
+            total,
+            live: Amount::default(),
+            stored: total.bytes,
+        };
+        for share in &summary.shares {
+            let Some(row) = directory.row(share.topic) else { continue };
+            let (base, newest) = (first_id(segment), first_id(segment) + u64::from(share.last));
+            let floor = row.floor.max(directory.log_floor);
+            let live = if floor < base {
+                Amount { events: share.events.into(), bytes: share.bytes }
+            } else if floor >= newest {
+                Amount::default()
+            } else {
+                Amount::of(&index::sealed_in(db, share.topic, segment, floor, last_id(segment))?)
+            };
+            known.live.add(live);
+            directory.live.add(live);
+            if let Some(row) = directory.row_mut(share.topic) {
+                row.last = newest;
+                row.live.add(live);
+            }
+        }
+        directory.segments.insert(segment, known);
+        last = Some(segment);
+        rows.next();
+    }
+    rows.status().map_err(|e| StoreError::io("reading the segments")(&e))?;
+    Ok(last)
+}
+
+/// Reads what is not sealed, builds its index again, and checks that nothing lies past the tail.
+fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber) -> Result<(), StoreError> {
+    let (tail, last_time) = (directory.tail, directory.last_time);
+    let mut newest = 0;
+    let mut records = db.raw_iterator_cf(db.cf(LOG));
+    records.seek(log_key(first_id(from).max(directory.log_floor + 1)));
+    while let Some((key, value)) = records.item() {
+        let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
+        if id > tail {
+            return Err(corrupt(&format!("event {id} lies past the tail {tail}")));
+        }
+        let (topic, time) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
+        if directory.row(topic).is_none() {
+            return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
+        }
+        let bytes = KEY_BYTES + u32::try_from(value.len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
+        directory.appended(id, topic, bytes, time);
+        newest = id;
+        records.next();
+    }
+    records.status().map_err(|e| StoreError::io("reading the log")(&e))?;
+    directory.last_time = last_time;
+    let gone = tail <= directory.log_floor || directory.rows().any(|(_, row)| row.floor >= tail);
+    let sealed = segment_of(tail) < from;
+    if newest < tail && !gone && !sealed {
+        return Err(corrupt(&format!("the newest event is {newest}, but {tail} was written")));
+    }
+    for (&segment, s) in directory.segments.range(from..) {
+        debug_assert!(s.total.events > 0, "segment {segment} was made for an event");
+    }
+    Ok(())
+}

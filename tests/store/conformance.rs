@@ -1,0 +1,473 @@
+//! One suite, two stores: whatever is done to `RocksStore` is done to the model store, and every answer is compared.
+
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tempfile::TempDir;
+use tidelog::event::{Event, EventId, EventType, Key, Millis, NewEvent};
+use tidelog::store::model::ModelStore;
+use tidelog::store::rocks::{Options, RocksStore};
+use tidelog::store::{Durability, Limits, Policy, Scan, Store, Trim};
+use tidelog::topic::{Filter, Pattern};
+
+use crate::support::{crash_copy, filter, read, topic};
+
+/// A segment of the index: what is sealed together.
+const SEGMENT: u64 = 65_536;
+
+const TOPICS: [&str; 7] = ["a", "a.b", "a.b.c", "a.c", "b", "b.x.c", "many.0"];
+const TYPES: [&str; 3] = ["", "created", "gone"];
+const KEYS: [&str; 3] = ["", "7", "Zürich"];
+
+/// What is asked of both stores: literal, wildcard, several, typed, and such that match nothing.
+fn filters() -> Vec<Filter> {
+    let mut all: Vec<_> = TOPICS.iter().map(|name| filter(&[name], &[])).collect();
+    let patterns: [&[&str]; 10] = [
+        &[],
+        &["*"],
+        &["a.*"],
+        &["a.**"],
+        &["*.*.c"],
+        &["*.b", "b"],
+        &["many.*"],
+        &["many.**", "a"],
+        &["nowhere"],
+        &["*.nowhere"],
+    ];
+    for patterns in patterns {
+        all.push(filter(patterns, &[]));
+        all.push(filter(patterns, &["created"]));
+        all.push(filter(patterns, &["", "gone"]));
+    }
+    all
+}
+
+/// What is published.
+#[derive(Debug, Clone)]
+struct Draft {
+    topic: u8,
+    kind: u8,
+    key: u8,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// After so many ids that are skipped.
+    Append(u64, Vec<Draft>),
+    /// To so many ids before or after the end of the tail's segment.
+    NearBoundary(i8),
+    /// A long run of small events, of which one in so many is not in the first topic.
+    Run(u32, u8),
+    /// Of the log or of a topic, up to some id; published and settled at once, or not.
+    Trim(Vec<(Option<u8>, Index)>, bool),
+    Publish,
+    Settle,
+    Tidy,
+    Retain(u8, Option<Limits>),
+    Reopen,
+    Crash,
+    Enforce(Limits, Limits),
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let max = |m: u64| prop_oneof![2 => Just(0), 1 => 1..m];
+    (max(200), max(3_000), max(60_000)).prop_map(|(max_events, max_age, max_bytes)| Limits {
+        max_events,
+        max_age,
+        max_bytes,
+    })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let topic = || 0..TOPICS.len() as u8;
+    let bytes = prop_oneof![3 => Just(0usize), 10 => 1..40usize, 1 => Just(70_000usize)];
+    let draft =
+        (topic(), 0..3u8, 0..3u8, bytes).prop_map(|(topic, kind, key, bytes)| Draft { topic, kind, key, bytes });
+    let skip = prop_oneof![5 => Just(0), 2 => 0..50u64, 1 => 0..3 * SEGMENT];
+    let trims = prop::collection::vec((prop::option::weighted(0.8, topic()), any::<Index>()), 1..5);
+    prop_oneof![
+        8 => (skip, prop::collection::vec(draft, 1..40)).prop_map(|(skip, events)| Op::Append(skip, events)),
+        2 => (-20..20i8).prop_map(Op::NearBoundary),
+        1 => (200..3000u32, 1..200u8).prop_map(|(n, one_in)| Op::Run(n, one_in)),
+        4 => (trims, any::<bool>()).prop_map(|(trims, done)| Op::Trim(trims, done)),
+        1 => Just(Op::Publish),
+        1 => Just(Op::Settle),
+        3 => Just(Op::Tidy),
+        1 => (topic(), prop::option::of(limits())).prop_map(|(topic, limits)| Op::Retain(topic, limits)),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Crash),
+        2 => (limits(), limits()).prop_map(|(log, topics)| Op::Enforce(log, topics)),
+    ]
+}
+
+/// Both stores and what is to come.
+struct Pair {
+    dir: TempDir,
+    rocks: RocksStore,
+    model: ModelStore,
+    next: EventId,
+    time: Millis,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = open(&dir);
+        Self { dir, rocks, model: ModelStore::default(), next: 1, time: 1000 }
+    }
+
+    fn append(&mut self, drafts: impl IntoIterator<Item = Draft>) {
+        let mut events: Vec<Event> = Vec::new();
+        for draft in drafts {
+            let new = NewEvent {
+                topic: topic(TOPICS[usize::from(draft.topic)]),
+                event: EventType::parse(TYPES[usize::from(draft.kind)]).unwrap(),
+                key: Key::parse(KEYS[usize::from(draft.key)]).ok(),
+                data: "é".repeat(draft.bytes / 2),
+            };
+            events.push(Event::new(self.next, self.time, new));
+            self.next += 1;
+            self.time += u64::from(draft.kind) * 10;
+        }
+        self.rocks.append(&events).unwrap();
+        self.model.append(&events).unwrap();
+    }
+
+    fn raise(&self, trims: &[Trim]) {
+        let rose = self.rocks.raise_floors(trims).unwrap();
+        assert_eq!(rose, self.model.raise_floors(trims).unwrap(), "{trims:?}");
+    }
+
+    fn settle(&self) {
+        self.rocks.floors_published();
+        self.model.floors_published();
+        self.rocks.settle().unwrap();
+    }
+
+    fn reopen(&mut self) {
+        self.rocks.close().unwrap();
+        let options = options(&self.dir);
+        // The lock goes with the store.
+        self.rocks = RocksStore::open(Options { dir: tempfile::tempdir().unwrap().path().into(), ..options }).unwrap();
+        self.rocks = open(&self.dir);
+        self.model.floors_published();
+    }
+
+    fn crash(&mut self) {
+        self.dir = crash_copy(self.dir.path());
+        self.rocks = open(&self.dir);
+        self.model.floors_published();
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Append(skip, drafts) => {
+                self.next += skip;
+                self.append(drafts.clone());
+            }
+            Op::NearBoundary(by) => {
+                let end = self.next.next_multiple_of(SEGMENT);
+                self.next = self.next.max(end.saturating_add_signed(i64::from(*by)));
+            }
+            Op::Run(n, one_in) => {
+                let draft = |n: u32| Draft {
+                    topic: if n.is_multiple_of(u32::from(*one_in)) { (n % 7) as u8 } else { 0 },
+                    kind: (n % 3) as u8,
+                    key: 0,
+                    bytes: 2,
+                };
+                self.append((0..*n).map(draft));
+            }
+            Op::Trim(trims, done) => {
+                let upto = |at: &Index| at.index(usize::try_from(self.next + 5).unwrap()) as EventId;
+                let name = |t: &u8| topic(TOPICS[usize::from(*t)]);
+                let trims: Vec<_> =
+                    trims.iter().map(|(t, at)| Trim { topic: t.as_ref().map(name), upto: upto(at) }).collect();
+                self.raise(&trims);
+                if *done {
+                    self.settle();
+                }
+            }
+            Op::Publish => {
+                self.rocks.floors_published();
+                self.model.floors_published();
+            }
+            Op::Settle => self.rocks.settle().unwrap(),
+            Op::Tidy => self.rocks.tidy().unwrap(),
+            Op::Retain(t, limits) => {
+                let topic = topic(TOPICS[usize::from(*t)]);
+                self.rocks.set_retention(&topic, *limits).unwrap();
+                self.model.set_retention(&topic, *limits).unwrap();
+            }
+            Op::Reopen => self.reopen(),
+            Op::Crash => self.crash(),
+            Op::Enforce(log, topics) => self.enforce(*log, *topics),
+        }
+    }
+
+    /// What the real store trims is what the model does, but for the slack: it begins to trim at a twentieth over a limit.
+    fn enforce(&self, log: Limits, topics: Limits) {
+        self.settle();
+        let policy = Policy { log, topics: vec![(Pattern::parse("a.**").unwrap(), topics)] };
+        let (due, exact) =
+            (self.rocks.due_trims(&policy, self.time).unwrap(), self.model.due_trims(&policy, self.time).unwrap());
+        for name in [None].into_iter().chain(TOPICS.iter().map(|t| Some(topic(t)))) {
+            let upto = |trims: &[Trim]| trims.iter().find(|t| t.topic == name).map_or(0, |t| t.upto);
+            let (due, exact) = (upto(&due), upto(&exact));
+            let filter = name.as_ref().map_or_else(Filter::all, |t| filter(&[t.as_str()], &[]));
+            let all = read(&self.model, &filter, 0, self.model.tail());
+            let too_many = all.iter().find(|e| exact < e.id && e.id <= due);
+            assert_eq!(too_many, None, "{name:?}: {due} is trimmed, {exact} is owed");
+            let limits = match &name {
+                None => policy.log,
+                Some(t) => self.model.retention_of(t.as_str()).unwrap_or_else(|| policy.for_topic(t.as_str())),
+            };
+            let left: Vec<_> = all.iter().filter(|e| e.id > due).collect();
+            let over = |n: u64, max: u64| max > 0 && n > max + max / 20;
+            let bytes = left.iter().map(|e| stored(e)).sum();
+            let limit_of_age = limits.max_age + limits.max_age / 20;
+            let oldest = left.first().map_or(Millis::MAX, |e| e.time);
+            assert!(!over(left.len() as u64, limits.max_events), "{name:?}: {} events for {limits:?}", left.len());
+            assert!(!over(bytes, limits.max_bytes), "{name:?}: {bytes} bytes for {limits:?}");
+            assert!(
+                limits.max_age == 0 || oldest >= self.time.saturating_sub(limit_of_age),
+                "{name:?}: {oldest} for {limits:?}"
+            );
+        }
+        self.raise(&due);
+        self.settle();
+    }
+
+    /// Compares what holds at any time.
+    fn compare_reads(&self, filters: &[Filter], at: [EventId; 3]) {
+        let (rocks, model): (&dyn Store, &dyn Store) = (&self.rocks, &self.model);
+        assert_eq!(rocks.tail(), model.tail());
+        assert_eq!(rocks.last_time(), model.last_time());
+        assert_eq!(rocks.log_floor(), model.log_floor());
+        let tail = model.tail();
+        let [low, middle, high] = at;
+        for filter in filters {
+            let floor = rocks.floor(filter);
+            assert_eq!(floor, model.floor(filter), "floor of {filter:?}");
+            let all = read(model, filter, 0, tail);
+            let within =
+                |after, upto| all.iter().filter(move |e| after < e.id && e.id <= upto).cloned().collect::<Vec<_>>();
+            assert_eq!(read(rocks, filter, 0, tail), all, "{filter:?}");
+            for (after, upto) in
+                [(low, high), (low, middle), (middle, high), (middle, (middle + 100).min(tail)), (high, tail)]
+            {
+                assert_eq!(read(rocks, filter, after, upto), within(after, upto), "{filter:?} within {after}..={upto}");
+            }
+            self.compare_break(filter, &all, low, tail);
+            for n in [0, 1, 2, 7, 1000] {
+                for upto in [high, tail] {
+                    let (mine, theirs) =
+                        (rocks.before_last(filter, n, upto).unwrap(), model.before_last(filter, n, upto).unwrap());
+                    assert_eq!(mine, theirs, "the last {n} up to {upto} of {filter:?}");
+                }
+            }
+        }
+    }
+
+    /// A reader that breaks after `n` events is told where it stands, and goes on from there.
+    fn compare_break(&self, filter: &Filter, all: &[Event], after: EventId, tail: EventId) {
+        let rest: Vec<_> = all.iter().filter(|e| e.id > after).cloned().collect();
+        let n = rest.len() / 2;
+        let (mut seen, mut at) = (0, after);
+        while seen < n {
+            at = self
+                .rocks
+                .scan(Scan { filter, after: at, upto: tail }, &mut |event| {
+                    assert_eq!(event.id, rest[seen].id);
+                    seen += 1;
+                    if seen == n { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })
+                .unwrap();
+        }
+        assert!(n == 0 || at == rest[n - 1].id, "it broke at event {}, and is said to be at {at}", rest[n - 1].id);
+        assert_eq!(read(&self.rocks, filter, at, tail), rest[n..], "{filter:?} after a break at {at}");
+    }
+
+    /// Compares what holds when floors are published and settled.
+    fn compare_settled(&self) {
+        let (rocks, model): (&dyn Store, &dyn Store) = (&self.rocks, &self.model);
+        assert_eq!(rocks.earliest(), model.earliest());
+        for name in TOPICS {
+            assert_eq!(rocks.last_of(name), model.last_of(name), "{name}");
+            assert_eq!(rocks.retention_of(name), model.retention_of(name), "{name}");
+            assert!(rocks.last_of(name) == 0 || rocks.has_topic(name), "{name}");
+        }
+        let all = model.topics("", None, usize::MAX).unwrap();
+        assert_eq!(rocks.topics("", None, usize::MAX).unwrap(), all);
+        assert!(rocks.topic_count() >= all.len() as u64);
+        for (prefix, after, limit) in
+            [("a", None, 2), ("a.", Some("a.b"), 9), ("", Some("a.b"), 2), ("b", Some("a"), 9), ("z", None, 9)]
+        {
+            assert_eq!(
+                rocks.topics(prefix, after, limit).unwrap(),
+                model.topics(prefix, after, limit).unwrap(),
+                "{prefix:?} after {after:?}, {limit}"
+            );
+        }
+        let events = read(model, &Filter::all(), 0, model.tail());
+        for time in [0, 1000, self.time / 2, self.time - 10, self.time, self.time + 1] {
+            let cursor = rocks.before_time(time).unwrap();
+            assert!(rocks.log_floor() <= cursor && cursor <= rocks.tail());
+            let wrong = events.iter().find(|e| (e.id > cursor) != (e.time >= time));
+            assert_eq!(wrong, None, "{cursor} is not where {time} begins");
+        }
+    }
+}
+
+/// What an event counts.
+fn stored(event: &Event) -> u64 {
+    let name = |n: Option<&str>| n.map_or(0, |n| 1 + n.len());
+    (22 + name(event.event.as_ref().map(EventType::as_str))
+        + name(event.key.as_ref().map(Key::as_str))
+        + event.data.len()) as u64
+}
+
+fn options(dir: &TempDir) -> Options {
+    // Small, so that flushes and compactions run all the time.
+    Options {
+        durability: Durability::Sync,
+        write_buffer_bytes: 64 << 10,
+        cache_bytes: 1 << 20,
+        ..Options::new(dir.path())
+    }
+}
+
+fn open(dir: &TempDir) -> RocksStore {
+    RocksStore::open(options(dir)).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_answer_is_the_models(
+        ops in prop::collection::vec((op(), any::<[Index; 3]>()), 1..40),
+        chosen in any::<[Index; 4]>(),
+    ) {
+        let all = filters();
+        let mut pair = Pair::new();
+        for (op, places) in &ops {
+            pair.run(op);
+            let mut at = places.map(|p| p.index(usize::try_from(pair.model.tail() + 1).unwrap()) as EventId);
+            at.sort_unstable();
+            pair.compare_reads(&chosen.map(|c| all[c.index(all.len())].clone()), at);
+        }
+        pair.settle();
+        pair.rocks.tidy().unwrap();
+        let third = pair.model.tail() / 3;
+        pair.compare_reads(&all, [third, 2 * third, pair.model.tail()]);
+        pair.compare_settled();
+        pair.reopen();
+        pair.compare_reads(&all, [third, 2 * third, pair.model.tail()]);
+        pair.compare_settled();
+    }
+}
+
+/// Whole segments, full to the last id: dense topics are looked through, rare ones sought, trims take a part or all of a segment,
+/// which is rewritten, and everything is the same after a restart.
+#[test]
+fn full_segments_are_sealed_trimmed_and_rewritten() {
+    let mut pair = Pair::new();
+    // Some of each kind: all of them over 140,000 events would take a minute.
+    let all: Vec<_> = filters().into_iter().step_by(4).collect();
+    let fill = |pair: &mut Pair, bytes: usize| {
+        for _ in 0..14 {
+            // One in 500 is in a topic that is not the first; one in 3500 in each of the others.
+            pair.append((0..10_000u32).map(|n| Draft {
+                topic: if n % 500 == 7 { (n / 500 % 7) as u8 } else { (n % 2) as u8 },
+                kind: u8::from(n % 97 == 0),
+                key: 0,
+                bytes,
+            }));
+        }
+    };
+    let places = |pair: &Pair| [SEGMENT - 30, SEGMENT + 30, pair.model.tail() - 40];
+    fill(&mut pair, 60);
+    for (step, trims) in [
+        vec![],
+        vec![Trim { topic: Some(topic("a")), upto: SEGMENT / 2 }],
+        vec![Trim { topic: Some(topic("a")), upto: 2 * SEGMENT + 10 }],
+        vec![Trim { topic: Some(topic("a.b")), upto: SEGMENT + 5 }, Trim { topic: None, upto: 1000 }],
+        vec![Trim { topic: None, upto: SEGMENT - 1 }],
+        vec![Trim { topic: None, upto: SEGMENT + SEGMENT / 2 }],
+        vec![Trim { topic: None, upto: EventId::MAX }],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        pair.raise(&trims);
+        pair.settle();
+        pair.rocks.tidy().unwrap();
+        pair.compare_reads(&all, places(&pair));
+        pair.compare_settled();
+        if step % 2 == 0 {
+            pair.reopen();
+        } else {
+            pair.crash();
+        }
+        pair.compare_reads(&all, places(&pair));
+        pair.compare_settled();
+    }
+    fill(&mut pair, 2);
+    pair.rocks.tidy().unwrap();
+    pair.compare_reads(&all, [2 * SEGMENT, 3 * SEGMENT, 4 * SEGMENT]);
+    pair.compare_settled();
+}
+
+/// Wildcards over more topics than are looked up one by one, in open and in sealed segments, dense and rare.
+#[test]
+fn wildcards_over_many_topics() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rocks, model) = (open(&dir), ModelStore::default());
+    let name = |id: u64| match id % 400 {
+        0 => format!("rare.{}.x", id / 400 % 40),
+        n if n % 2 == 1 => format!("some.{}.y", n % 90),
+        _ => "dense".into(),
+    };
+    let both = |first: u64, n: u64| {
+        let events: Vec<_> = (first..first + n).map(|id| crate::support::event(id, id, &name(id), "x")).collect();
+        rocks.append(&events).unwrap();
+        model.append(&events).unwrap();
+    };
+    for first in (1..150_000).step_by(10_000) {
+        both(first, 10_000);
+    }
+    let patterns = ["rare.**", "*.*.x", "*.*.y", "some.*.*", "*.3.*", "*.**", "none.**"];
+    let compare = |what: &str| {
+        for pattern in patterns {
+            let filter = filter(&[pattern], &[]);
+            assert_eq!(rocks.floor(&filter), model.floor(&filter), "{what}: {pattern}");
+            let all = read(&model, &filter, 0, model.tail());
+            assert_eq!(read(&rocks, &filter, 0, rocks.tail()), all, "{what}: {pattern}");
+            for n in [1, 100, 20_000] {
+                let (mine, theirs) = (rocks.before_last(&filter, n, 140_000), model.before_last(&filter, n, 140_000));
+                assert_eq!(mine.unwrap(), theirs.unwrap(), "{what}: {pattern}, last {n}");
+            }
+        }
+    };
+    compare("open");
+    rocks.tidy().unwrap();
+    compare("sealed");
+    for store in [&rocks as &dyn Store, &model] {
+        crate::support::trim(
+            store,
+            &[crate::support::topic_trim("rare.3.x", 70_000), crate::support::topic_trim("some.3.y", 90_000)],
+        );
+    }
+    compare("trimmed");
+    both(160_001, 3);
+    let news = [
+        crate::support::event(160_010, 160_010, "rare.new.x", "x"),
+        crate::support::event(160_011, 160_010, "new.3.z", "x"),
+    ];
+    rocks.append(&news).unwrap();
+    model.append(&news).unwrap();
+    compare("with new topics");
+}

@@ -1,0 +1,346 @@
+//! What a start finds: after a clean stop, an unclean one, a power cut, corruption, and in what is not its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tidelog::event::EventId;
+use tidelog::sse::GapReason;
+use tidelog::store::rocks::{Options, RocksStore};
+use tidelog::store::{Durability, Floor, Limits, Store, StoreError};
+use tidelog::topic::Filter;
+
+use crate::support::{crash_copy, event, filter, ids, listing, log_trim, open, read, topic, topic_trim, trim};
+
+const FAMILIES: [&str; 5] = ["log", "topic", "postings", "segment", "meta"];
+
+fn append(store: &dyn Store, first: EventId, n: u64) {
+    for id in first..first + n {
+        store.append(&[event(id, id, "t", format!("event {id}"))]).unwrap();
+    }
+}
+
+fn try_open(dir: &Path) -> Result<RocksStore, StoreError> {
+    RocksStore::open(Options::new(dir))
+}
+
+fn refused(dir: &Path) -> StoreError {
+    match try_open(dir) {
+        Ok(_) => panic!("it was opened"),
+        Err(error) => error,
+    }
+}
+
+fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    listing(dir).into_iter().map(|(name, _)| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
+}
+
+/// The newest write-ahead log.
+fn wal(dir: &Path) -> PathBuf {
+    let logs = listing(dir)
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| Path::new(name).extension().is_some_and(|e| e == "log"));
+    dir.join(logs.max().unwrap())
+}
+
+/// The database itself, past everything that guards it.
+fn raw(dir: &Path, families: &[&str], work: impl Fn(&rocksdb::DB)) {
+    let mut options = rocksdb::Options::default();
+    options.create_missing_column_families(true);
+    let db = rocksdb::DB::open_cf(&options, dir.join("db"), families).unwrap();
+    work(&db);
+}
+
+fn put(dir: &Path, family: &str, key: &[u8], value: Option<&[u8]>) {
+    raw(dir, &FAMILIES, |db| {
+        let family = db.cf_handle(family).unwrap();
+        match value {
+            Some(value) => db.put_cf(family, key, value).unwrap(),
+            None => db.delete_cf(family, key).unwrap(),
+        }
+    });
+}
+
+fn written(n: u64) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    append(&store, 1, n);
+    store.close().unwrap();
+    dir
+}
+
+#[test]
+fn after_a_clean_stop_no_id_is_skipped() {
+    for durability in [Durability::Sync, Durability::Interval, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..3 {
+            let store = open(dir.path(), durability);
+            assert_eq!(store.tail(), round * 10, "{durability:?}");
+            assert_eq!(store.floor(&Filter::all()), Floor { id: 0, reason: GapReason::Trimmed });
+            append(&store, round * 10 + 1, 10);
+            store.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn after_an_unclean_stop_the_ids_that_may_have_been_given_are_a_hole() {
+    for durability in [Durability::Interval, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), durability);
+        append(&store, 1, 10);
+        let copy = crash_copy(dir.path());
+        drop(store);
+
+        let store = open(copy.path(), durability);
+        let tail = store.tail();
+        assert!((10_000..200_000).contains(&tail), "{tail}: a hole, and no larger than what is reserved at once");
+        let lost = Floor { id: tail, reason: GapReason::Lost };
+        for f in [Filter::all(), filter(&["t"], &[]), filter(&["*.x"], &[])] {
+            assert_eq!(store.floor(&f), lost, "whoever may have seen what is lost is told");
+        }
+        assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>(), "the process died, not the machine");
+        assert_eq!(store.earliest(), 1);
+        append(&store, tail + 1, 2);
+        assert_eq!(store.before_last(&filter(&["t"], &[]), 3, store.tail()).unwrap(), 9);
+        store.close().unwrap();
+        drop(store);
+
+        let store = open(copy.path(), durability);
+        assert_eq!(store.tail(), tail + 2, "a clean stop adds none");
+        assert_eq!(store.floor(&Filter::all()), lost, "it is remembered");
+        trim(&store, &[log_trim(tail + 1)]);
+        assert_eq!(store.floor(&Filter::all()), Floor { id: tail + 1, reason: GapReason::Trimmed });
+    }
+}
+
+#[test]
+fn no_id_is_given_twice_whatever_the_disk_forgets() {
+    for durability in [Durability::Interval, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), durability);
+        append(&store, 1, 50);
+        let full = fs::metadata(wal(dir.path())).unwrap().len();
+        for cut in [0, 1, full / 3, full / 2, full - 1] {
+            let copy = crash_copy(dir.path());
+            fs::File::options().write(true).open(wal(copy.path())).unwrap().set_len(cut).unwrap();
+            // Whatever it is run with from then on.
+            for next in [Durability::Sync, durability] {
+                let again = crash_copy(copy.path());
+                let store = open(again.path(), next);
+                assert!(store.tail() >= 50, "{durability:?}, then {next:?}, cut at {cut}: {}", store.tail());
+                assert_eq!(store.floor(&Filter::all()), Floor { id: store.tail(), reason: GapReason::Lost });
+                let left = ids(&store, &["t"]);
+                assert_eq!(left, (1..=left.len() as u64).collect::<Vec<_>>(), "what is left is a beginning");
+                let next = store.tail() + 1;
+                append(&store, next, 1);
+                assert_eq!(ids(&store, &["t"]).last(), Some(&next));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_torn_last_write_costs_no_earlier_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    append(&store, 1, 20);
+    let before = fs::metadata(wal(dir.path())).unwrap().len();
+    store.append(&[event(21, 21, "t", "x".repeat(300))]).unwrap();
+    let after = fs::metadata(wal(dir.path())).unwrap().len();
+    for cut in (before..after).step_by(23) {
+        let copy = crash_copy(dir.path());
+        let file = fs::File::options().write(true).open(wal(copy.path())).unwrap();
+        file.set_len(cut).unwrap();
+        if cut % 2 == 0 {
+            file.set_len(after).unwrap();
+        }
+        let store = try_open(copy.path()).unwrap();
+        assert_eq!(ids(&store, &["**"]), (1..=20).collect::<Vec<_>>(), "cut at {cut}");
+        assert_eq!(store.tail(), 20);
+        append(&store, 21, 1);
+        drop(store);
+        assert_eq!(ids(&try_open(copy.path()).unwrap(), &["**"]).len(), 21, "cut at {cut}, and on from there");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_middle_is_refused_and_nothing_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    append(&store, 1, 20);
+    let copy = crash_copy(dir.path());
+    let good = fs::read(wal(copy.path())).unwrap();
+    let last = good.len() / 20 * 18;
+    for at in (0..last).step_by(97) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        fs::write(wal(copy.path()), bad).unwrap();
+        let before = contents(copy.path());
+        let error = refused(copy.path());
+        assert!(matches!(error, StoreError::Corrupt(_)), "at {at}: {error}");
+        assert!(error.to_string().contains("restoring a backup"), "it says how to mend it: {error}");
+        assert!(contents(copy.path()) == before, "at {at}");
+    }
+    fs::write(wal(copy.path()), good).unwrap();
+    assert_eq!(ids(&try_open(copy.path()).unwrap(), &["t"]).len(), 20, "once mended it opens");
+}
+
+#[test]
+fn one_at_a_time_serves_a_directory() {
+    let dir = written(3);
+    let store = try_open(dir.path()).unwrap();
+    let error = refused(dir.path());
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    append(&store, 4, 1);
+    drop(store);
+    assert_eq!(try_open(dir.path()).unwrap().tail(), 4);
+}
+
+#[test]
+fn another_format_is_named_as_such() {
+    let dir = written(3);
+    put(dir.path(), "meta", b"format", Some(&99u32.to_be_bytes()));
+    let error = refused(dir.path());
+    assert!(matches!(error, StoreError::Version(_)) && error.to_string().contains("99"), "{error}");
+
+    let dir = written(3);
+    raw(dir.path(), &["log", "topic", "postings", "segment", "meta", "invented"], |_| {});
+    let before = contents(dir.path());
+    let error = refused(dir.path());
+    assert!(matches!(error, StoreError::Version(_)) && error.to_string().contains("invented"), "{error}");
+    assert!(contents(dir.path()) == before);
+}
+
+#[test]
+fn what_cannot_be_is_corruption() {
+    let mut record = vec![1, 0, 0, 0, 0, 0];
+    record.extend_from_slice(&7u64.to_be_bytes());
+    let stranger = [&record[..2], &77u32.to_be_bytes(), &record[6..]].concat();
+    let cases = [
+        ("a record past the tail", "log", 4u64.to_be_bytes().to_vec(), Some(record.clone())),
+        ("a record of an unknown topic", "log", 3u64.to_be_bytes().to_vec(), Some(stranger)),
+        ("a record that is none", "log", 2u64.to_be_bytes().to_vec(), Some(b"nonsense".to_vec())),
+        ("a tail without its record", "log", 3u64.to_be_bytes().to_vec(), None),
+        ("a topic's row that is none", "topic", b"t".to_vec(), Some(b"short".to_vec())),
+        ("no name", "meta", b"name".to_vec(), None),
+        ("a tail that is none", "meta", b"tail".to_vec(), Some(b"9".to_vec())),
+    ];
+    for (what, family, key, value) in cases {
+        let dir = written(3);
+        put(dir.path(), family, &key, value.as_deref());
+        let error = refused(dir.path());
+        assert!(matches!(error, StoreError::Corrupt(_)), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_floor_that_nobody_was_told_of_hides_nothing_after_reopening_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    append(&store, 1, 10);
+    store.append(&[event(11, 11, "u", "")]).unwrap();
+    let trims = [topic_trim("t", 6), log_trim(3)];
+    store.raise_floors(&trims).unwrap();
+    assert_eq!(store.floor(&filter(&["t"], &[])).id, 6, "whoever asks is told");
+    store.settle().unwrap();
+    store.tidy().unwrap();
+    assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>());
+    store.reopen().unwrap();
+    assert_eq!(store.floor(&filter(&["t"], &[])).id, 6);
+    assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>());
+    store.floors_published();
+    assert_eq!(ids(&store, &["t"]), (7..=10).collect::<Vec<_>>());
+    store.settle().unwrap();
+    assert_eq!(store.topics("t", None, 1).unwrap()[0].events, 4);
+    assert_eq!(store.earliest(), 7);
+}
+
+#[test]
+fn a_topic_is_forgotten_when_nothing_about_it_is_to_be_remembered() {
+    const NEXT_SEGMENT: u64 = 1 << 16;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), Durability::Sync);
+    for (id, name) in [(1, "gone"), (2, "kept"), (3, "limited"), (4, "trimmed")] {
+        store.append(&[event(id, id, name, "x")]).unwrap();
+    }
+    store.set_retention(&topic("limited"), Some(Limits { max_events: 9, ..Limits::default() })).unwrap();
+    store.set_retention(&topic("empty"), Some(Limits::default())).unwrap();
+    store.append(&[event(NEXT_SEGMENT, 5, "kept", "x"), event(NEXT_SEGMENT + 1, 6, "trimmed", "x")]).unwrap();
+    trim(&store, &[topic_trim("trimmed", NEXT_SEGMENT + 1), log_trim(NEXT_SEGMENT - 1)]);
+    store.tidy().unwrap();
+    let known = |store: &RocksStore| {
+        ["gone", "kept", "limited", "trimmed", "empty"].into_iter().filter(|t| store.has_topic(t)).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        assert_eq!(known(&store), ["kept", "limited", "trimmed", "empty"]);
+        assert_eq!(store.topic_count(), 4);
+        assert_eq!(store.floor(&filter(&["trimmed"], &[])).id, NEXT_SEGMENT + 1);
+        store.close().unwrap();
+        drop(store);
+        store = open(dir.path(), Durability::Sync);
+    }
+    store.set_retention(&topic("limited"), None).unwrap();
+    store.set_retention(&topic("empty"), None).unwrap();
+    assert_eq!(known(&store), ["kept", "trimmed"]);
+    let back = NEXT_SEGMENT + 2;
+    store.append(&[event(back, 7, "gone", "again"), event(back + 1, 7, "limited", "again")]).unwrap();
+    store = {
+        let copy = crash_copy(dir.path());
+        drop(store);
+        let store = open(copy.path(), Durability::Sync);
+        assert_eq!(ids(&store, &["gone"]), [back]);
+        assert_eq!(ids(&store, &["*"]), [NEXT_SEGMENT, back, back + 1]);
+        assert_eq!(read(&store, &filter(&["limited"], &[]), 0, back + 1)[0].data, "again");
+        store
+    };
+    assert_eq!(store.earliest(), NEXT_SEGMENT);
+}
+
+/// A reader or a trim that waits for the store twice, with a reopening in between, would wait forever.
+#[test]
+fn reopening_waits_for_readers_and_trims_and_they_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    for first in (1..3000).step_by(100) {
+        let batch: Vec<_> = (first..first + 100).map(|id| event(id, id, &format!("t.{}", id % 7), "x")).collect();
+        store.append(&batch).unwrap();
+    }
+    let (done, finished) = mpsc::channel();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let keep_on = |work: fn(&RocksStore)| {
+            let (store, stop) = (&store, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    work(store);
+                }
+            });
+        };
+        keep_on(|s| drop(s.topics("", None, 10)));
+        keep_on(|s| drop(s.settle()));
+        keep_on(|s| drop(s.due_trims(&tidelog::store::Policy::default(), 1)));
+        keep_on(|s| drop(s.before_last(&filter(&["*.3"], &[]), 100, 3000)));
+        let (store, stop) = (&store, &stop);
+        scope.spawn(move || {
+            for round in 1..=30 {
+                store.raise_floors(&[topic_trim("t.1", round * 50), log_trim(round * 40)]).unwrap();
+                store.floors_published();
+                store.reopen().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            done.send(()).unwrap();
+        });
+        if finished.recv_timeout(Duration::from_secs(120)).is_err() {
+            // The threads cannot be joined any more.
+            eprintln!("deadlock");
+            std::process::abort();
+        }
+    });
+    store.settle().unwrap();
+    assert_eq!(store.earliest(), 1201);
+}
