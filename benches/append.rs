@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{Bare, Ratios, dir, events, record, time, topics};
+use common::{Bare, Ratios, dir, events, on_processor, record, time, topics};
 use criterion::{
     BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
@@ -30,6 +30,8 @@ struct Whole {
     store: Arc<RocksStore>,
     topics: Vec<Topic>,
     next: EventId,
+    /// What the last round cost the thread that appends.
+    work: Duration,
     _dir: TempDir,
 }
 
@@ -37,7 +39,7 @@ impl Whole {
     fn open(topic_count: usize) -> Self {
         let dir = dir();
         let store = RocksStore::open(Options::new(dir.path())).expect("a new log");
-        Self { store: Arc::new(store), topics: topics(topic_count), next: 1, _dir: dir }
+        Self { store: Arc::new(store), topics: topics(topic_count), next: 1, work: Duration::ZERO, _dir: dir }
     }
 
     /// Appends `batches` of `size` events; what is timed begins when the events are there, and ends when they are tidied.
@@ -58,9 +60,11 @@ impl Whole {
                 }
                 store.tidy().expect("tidying");
             });
+            let before = on_processor();
             for batch in all.chunks(size) {
                 self.store.append(batch).expect("an append");
             }
+            self.work = on_processor() - before;
             drop(stop);
             tidying.join().expect("the thread that tidies");
         })
@@ -80,19 +84,30 @@ fn beside_rocksdb(c: &mut Criterion) {
         [(1, 2_000, 1_000), (8, 2_000, 1_000), (64, 2_048, 1_000), (512, 256, 1), (512, 256, 1_000), (512, 256, 10_000)]
     {
         let name = format!("{size} in a batch, {topic_count} topics");
-        let mut ratios = Ratios::default();
+        let (mut ratios, mut work) = (Ratios::default(), Ratios::default());
         let (mut whole, mut bare) = (Whole::open(topic_count), Bare::open());
-        let values: Vec<_> = events(0..size as u64, EVENT_BYTES, |_| common::topic("t")).iter().map(record).collect();
+        // As many as are appended, so that both read their data from memory.
+        let values: Vec<_> =
+            events(0..(batches * size) as u64, EVENT_BYTES, |_| common::topic("t")).iter().map(record).collect();
         group(c, "append", batches * size).bench_function(&name, |b| {
             b.iter_custom(|rounds| {
                 let round = |_| {
-                    let theirs = || time(|| (0..batches).for_each(|_| bare.write(&values)));
-                    ratios.round(|| whole.append(batches, size), theirs)
+                    let mut their_work = Duration::ZERO;
+                    let theirs = || {
+                        let before = on_processor();
+                        let took = time(|| values.chunks(size).for_each(|batch| bare.write(batch)));
+                        their_work = on_processor() - before;
+                        took
+                    };
+                    let took = ratios.round(|| whole.append(batches, size), theirs);
+                    work.note(whole.work, their_work);
+                    took
                 };
                 (0..rounds).map(round).sum()
             });
         });
         ratios.print_throughput(&format!("append, {name}: of bare RocksDB's throughput"));
+        work.print(&format!("append, {name}: processor time of the thread that appends, in times bare RocksDB's"));
     }
 }
 
