@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::event::{EventId, Millis};
 use crate::record::TopicNumber;
@@ -13,6 +14,7 @@ use crate::store::{Floor, Limits};
 use crate::topic::{Filter, Pattern, Topic};
 
 use super::layout::{Offset, SegmentNumber, first_id, last_id, offset_of, segment_of};
+use super::unsealed::OpenSegment;
 
 /// A count of events and of their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +57,17 @@ impl Row {
     pub fn new(topic: Topic) -> Self {
         Self { topic, floor: 0, settled: 0, retention: None, last: 0, first: None, live: Amount::default() }
     }
+
+    /// Takes in its event `id`; `floor` is the higher one of its own and the log's.
+    fn take_in(&mut self, id: EventId, floor: EventId, amount: Amount) {
+        if id > floor {
+            if self.live.events == 0 || self.last <= floor {
+                self.first = Some(id);
+            }
+            self.live.add(amount);
+        }
+        self.last = self.last.max(id);
+    }
 }
 
 /// A run of 65,536 ids.
@@ -70,26 +83,21 @@ pub struct Segment {
     pub stored: u64,
 }
 
-/// The index of a segment that is not sealed yet.
-#[derive(Debug, Clone, Default)]
-pub struct OpenSegment {
-    /// Ascending by offset: topic and bytes of each event.
-    pub entries: Vec<(Offset, TopicNumber, u32)>,
-    pub postings: HashMap<TopicNumber, Vec<Offset>>,
-}
-
-impl OpenSegment {
-    /// Bytes of the event at `offset`.
-    #[must_use]
-    pub fn bytes_at(&self, offset: Offset) -> u64 {
-        self.entries.binary_search_by_key(&offset, |e| e.0).map_or(0, |at| u64::from(self.entries[at].2))
-    }
+/// One committed event, as the directory takes it in.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed {
+    pub id: EventId,
+    pub topic: TopicNumber,
+    pub bytes: u32,
+    pub time: Millis,
 }
 
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Directory {
     names: BTreeMap<Topic, TopicNumber>,
+    /// The same again, as every event of every append is looked up here.
+    numbers: HashMap<Topic, TopicNumber>,
     rows: Vec<Option<Row>>,
     pub tail: EventId,
     pub last_time: Millis,
@@ -107,7 +115,8 @@ pub struct Directory {
     /// The newest hole, lowest and highest id; (0, 0) when there is none.
     pub hole: (EventId, EventId),
     pub segments: BTreeMap<SegmentNumber, Segment>,
-    pub open: BTreeMap<SegmentNumber, OpenSegment>,
+    /// Shared, so that a full one can be sealed while appends go on; only the newest is ever changed.
+    pub open: BTreeMap<SegmentNumber, Arc<OpenSegment>>,
     /// Of all topics.
     pub live: Amount,
     /// A lower bound of the smallest retained id, moved up as floors rise.
@@ -131,7 +140,7 @@ impl Directory {
 
     #[must_use]
     pub fn number(&self, topic: &str) -> Option<TopicNumber> {
-        self.names.get(topic).copied()
+        self.numbers.get(topic).copied()
     }
 
     #[must_use]
@@ -156,6 +165,7 @@ impl Directory {
     pub fn insert(&mut self, number: TopicNumber, row: Row) {
         self.reserve_topics(number + 1);
         self.names.insert(row.topic.clone(), number);
+        self.numbers.insert(row.topic.clone(), number);
         self.rows[number as usize] = Some(row);
     }
 
@@ -163,36 +173,34 @@ impl Directory {
     pub fn forget(&mut self, number: TopicNumber) {
         if let Some(row) = self.rows.get_mut(number as usize).and_then(Option::take) {
             self.names.remove(&row.topic);
+            self.numbers.remove(&row.topic);
         }
     }
 
-    /// Takes in one committed event.
-    pub fn appended(&mut self, id: EventId, number: TopicNumber, bytes: u32, time: Millis) {
-        let amount = Amount { events: 1, bytes: u64::from(bytes) };
-        let segment = segment_of(id);
-        let s = self.segments.entry(segment).or_insert_with(|| Segment { first_time: time, ..Segment::default() });
-        s.last_time = time;
-        s.total.add(amount);
-        s.stored += amount.bytes;
-        let open = self.open.entry(segment).or_default();
-        open.entries.push((offset_of(id), number, bytes));
-        open.postings.entry(number).or_default().push(offset_of(id));
-        let floor = self.log_floor.max(self.row(number).map_or(0, |r| r.floor));
-        if id > floor {
-            if let Some(s) = self.segments.get_mut(&segment) {
-                s.live.add(amount);
-            }
-            self.live.add(amount);
-            let log_floor = self.log_floor;
-            if let Some(row) = self.row_mut(number) {
-                if row.live.events == 0 || row.last <= row.floor.max(log_floor) {
-                    row.first = Some(id);
+    /// Takes in committed events, ascending, of topics that have rows.
+    pub fn committed(&mut self, events: impl IntoIterator<Item = Committed>) {
+        let mut events = events.into_iter().peekable();
+        while let Some(&Committed { id, time, .. }) = events.peek() {
+            let number = segment_of(id);
+            let segment =
+                self.segments.entry(number).or_insert_with(|| Segment { first_time: time, ..Segment::default() });
+            let open = Arc::make_mut(self.open.entry(number).or_default());
+            while let Some(event) = events.next_if(|e| segment_of(e.id) == number) {
+                let amount = Amount { events: 1, bytes: u64::from(event.bytes) };
+                segment.last_time = event.time;
+                segment.total.add(amount);
+                segment.stored += amount.bytes;
+                open.push(offset_of(event.id), event.topic, event.bytes);
+                let row = self.rows.get_mut(event.topic as usize).and_then(Option::as_mut);
+                let floor = self.log_floor.max(row.as_ref().map_or(0, |row| row.floor));
+                if event.id > floor {
+                    segment.live.add(amount);
+                    self.live.add(amount);
                 }
-                row.live.add(amount);
+                if let Some(row) = row {
+                    row.take_in(event.id, floor, amount);
+                }
             }
-        }
-        if let Some(row) = self.row_mut(number) {
-            row.last = row.last.max(id);
         }
     }
 
@@ -286,15 +294,6 @@ impl Directory {
             return Vec::new();
         }
         self.segments.range(segment_of(after + 1)..=segment_of(upto)).map(|(&s, _)| s).collect()
-    }
-
-    /// The ids of one topic in an open segment, within `after < id <= upto`.
-    #[must_use]
-    pub fn open_ids(&self, segment: SegmentNumber, topic: TopicNumber, after: EventId, upto: EventId) -> Vec<EventId> {
-        let Some(offsets) = self.open.get(&segment).and_then(|o| o.postings.get(&topic)) else {
-            return Vec::new();
-        };
-        within(segment, offsets, after, upto)
     }
 }
 

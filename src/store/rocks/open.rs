@@ -14,7 +14,7 @@ use rocksdb::{
     WriteOptions,
 };
 
-use super::directory::{Amount, Directory, OpenSegment, Row, Segment, within};
+use super::directory::{Amount, Committed, Directory, Row, Segment};
 use super::layout::{
     self, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id,
     log_id, log_key, meta, pair, read_pair, segment_of,
@@ -382,7 +382,7 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
             return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
         }
         let bytes = KEY_BYTES + u32::try_from(value.len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
-        directory.appended(id, topic, bytes, time);
+        directory.committed([Committed { id, topic, bytes, time }]);
         newest = id;
         records.next();
     }
@@ -397,15 +397,4 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
         debug_assert!(s.total.events > 0, "segment {segment} was made for an event");
     }
     Ok(())
-}
-
-/// The ids of one topic in an open segment.
-pub(super) fn open_ids(
-    open: &OpenSegment,
-    segment: SegmentNumber,
-    topic: TopicNumber,
-    after: EventId,
-    upto: EventId,
-) -> Vec<EventId> {
-    open.postings.get(&topic).map_or_else(Vec::new, |offsets| within(segment, offsets, after, upto))
 }

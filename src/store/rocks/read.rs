@@ -266,19 +266,32 @@ impl RocksStore {
         let directory = self.directory.read();
         let open = directory.open.get(&segment)?;
         let mut ids = Vec::new();
-        let few = topics.len() <= open.postings.len();
-        let mut add = |topic: TopicNumber| ids.extend(super::open::open_ids(open, segment, topic, after, upto));
-        if few {
+        let dense = |ids: &[EventId]| ids.len() as u64 * DENSE_ONE_IN >= upto - after;
+        let mut add = |topic: TopicNumber| {
+            open.newest_first(topic, |offset, _| {
+                let id = first_id(segment) + u64::from(offset);
+                if id <= after || dense(&ids) {
+                    return ControlFlow::Break(());
+                }
+                if id <= upto {
+                    ids.push(id);
+                }
+                ControlFlow::Continue(())
+            });
+        };
+        if topics.len() <= open.topic_count() {
             topics.iter().copied().for_each(&mut add);
         } else {
-            open.postings.keys().copied().filter(|t| topics.binary_search(t).is_ok()).for_each(&mut add);
+            open.topics().filter(|t| topics.binary_search(t).is_ok()).for_each(&mut add);
+        }
+        if ids.is_empty() {
+            return Some(Plan::Nothing);
+        }
+        if dense(&ids) {
+            return Some(Plan::Look);
         }
         ids.sort_unstable();
-        Some(match ids.len() as u64 {
-            0 => Plan::Nothing,
-            n if n * DENSE_ONE_IN >= upto - after => Plan::Look,
-            _ => Plan::Seek(ids),
-        })
+        Some(Plan::Seek(ids))
     }
 
     /// The first segment from `segment` on that may hold one of few topics, so that the segments before it need no look.

@@ -6,8 +6,8 @@
 use rocksdb::WriteBatch;
 
 use super::RocksStore;
-use super::directory::OpenSegment;
 use super::layout::{POSTINGS, SEGMENT, SegmentNumber, Share, Summary, encode_postings, last_id, postings_key};
+use super::unsealed::OpenSegment;
 use crate::event::Millis;
 use crate::record::TopicNumber;
 use crate::store::StoreError;
@@ -30,14 +30,15 @@ impl RocksStore {
     }
 
     fn seal(&self, segment: SegmentNumber) -> Result<(), StoreError> {
-        let (postings, summary) = {
+        let (open, first_time, last_time) = {
             let directory = self.directory.read();
             let (Some(open), Some(known)) = (directory.open.get(&segment), directory.segments.get(&segment)) else {
                 return Ok(());
             };
-            // Nothing is appended to a full segment any more, so what is copied here stays true.
-            sealed_form(open, known.first_time, known.last_time)
+            (open.clone(), known.first_time, known.last_time)
         };
+        // Nothing is appended to a full segment any more, so this stays true, and holds up no append.
+        let (postings, summary) = sealed_form(&open, first_time, last_time);
         let db = self.db()?;
         for some in postings.chunks(TOPICS_PER_BATCH) {
             let mut batch = WriteBatch::default();
@@ -56,18 +57,15 @@ impl RocksStore {
 }
 
 fn sealed_form(open: &OpenSegment, first_time: Millis, last_time: Millis) -> (Vec<(TopicNumber, Vec<u8>)>, Summary) {
-    let mut postings: Vec<_> =
-        open.postings.iter().map(|(&topic, offsets)| (topic, encode_postings(offsets))).collect();
-    postings.sort_unstable_by_key(|(topic, _)| *topic);
-    let mut shares: Vec<Share> =
-        postings.iter().map(|(topic, _)| Share { topic: *topic, events: 0, bytes: 0, last: 0 }).collect();
-    for &(offset, topic, bytes) in &open.entries {
-        if let Ok(at) = shares.binary_search_by_key(&topic, |s| s.topic) {
-            let share = &mut shares[at];
-            share.events += 1;
-            share.bytes += u64::from(bytes);
-            share.last = offset;
-        }
+    let mut topics: Vec<TopicNumber> = open.topics().collect();
+    topics.sort_unstable();
+    let mut postings = Vec::with_capacity(topics.len());
+    let mut shares = Vec::with_capacity(topics.len());
+    for topic in topics {
+        let (offsets, amount) = open.offsets_of(topic);
+        let Some(&last) = offsets.last() else { continue };
+        postings.push((topic, encode_postings(&offsets)));
+        shares.push(Share { topic, events: open.events_of(topic), bytes: amount.bytes, last });
     }
     (postings, Summary { first_time, last_time, shares })
 }

@@ -10,11 +10,10 @@ use std::ops::ControlFlow;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
 
 use super::directory::Amount;
-use super::layout::{
-    LOG, META, SEGMENT, SegmentNumber, TOPIC, TopicRow, first_id, last_id, log_key, meta, offset_of, segment_of,
-};
+use super::layout::{LOG, META, SEGMENT, SegmentNumber, TOPIC, TopicRow, first_id, last_id, log_key, meta, segment_of};
 use super::open::corrupt;
 use super::read::{records, sealed_ids};
+use super::unsealed::OpenSegment;
 use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
 use crate::record::{Record, TopicNumber};
@@ -193,9 +192,7 @@ impl RocksStore {
         {
             let directory = self.directory.read();
             if let Some(open) = directory.open.get(&segment) {
-                let ids = directory.open_ids(segment, topic, after, upto);
-                let bytes = ids.iter().map(|&id| open.bytes_at(offset_of(id))).sum();
-                return Ok(Amount { events: ids.len() as u64, bytes });
+                return Ok(amount_in(open, first_id(segment), topic, after, upto));
             }
         }
         let ids = sealed_ids(db, topic, segment, after, upto)?;
@@ -459,4 +456,20 @@ impl RocksStore {
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         db.compact_range_cf_opt(db.cf(LOG), Some(log_key(first)), Some(log_key(last)), &options);
     }
+}
+
+/// What of `topic` lies in an open segment, whose first id is `base`, within `after < id <= upto`.
+fn amount_in(open: &OpenSegment, base: EventId, topic: TopicNumber, after: EventId, upto: EventId) -> Amount {
+    let mut amount = Amount::default();
+    open.newest_first(topic, |offset, bytes| {
+        let id = base + u64::from(offset);
+        if id <= after {
+            return ControlFlow::Break(());
+        }
+        if id <= upto {
+            amount.add(Amount { events: 1, bytes: u64::from(bytes) });
+        }
+        ControlFlow::Continue(())
+    });
+    amount
 }
