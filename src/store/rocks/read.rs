@@ -3,17 +3,19 @@
 //! What holds: a topic's events are found by its postings, never by looking through other topics' events, unless those are so few
 //! that looking is cheaper. No iterator and no lock outlives a call. Must not write.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use rocksdb::{DBRawIterator, ReadOptions};
+use rocksdb::{DBPinnableSlice, DBRawIterator, ReadOptions};
 
 use super::directory::within;
 use super::layout::{
     LOG, POSTINGS, SEGMENT, SegmentNumber, Summary, decode_postings, first_id, last_id, log_id, log_key, postings_key,
     postings_place, segment_of,
 };
+use super::number::ByNumber;
 use super::open::corrupt;
 use super::{Handle, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
@@ -21,12 +23,23 @@ use crate::record::{Record, TopicNumber};
 use crate::store::{SCAN_RECORDS_MAX, Scan, StoreError};
 use crate::topic::{Filter, Pattern, Topic};
 
+/// Up to so many topics are asked for their newest event before a search: some 10 µs.
+const PRUNED_MAX: usize = 1024;
+
 /// With at least one match in so many events of a segment, reading them all is cheaper than seeking each match: a seek costs
 /// about 9 µs, a record passed over 0.4 µs and less.
 const DENSE_ONE_IN: u64 = 64;
 
 /// Up to so many topics are looked up in the postings one by one; for more of them the segment's summary is read first.
 const FEW_TOPICS: usize = 16;
+
+/// Postings of so many bytes are of a topic that is dense in its segment on the whole: an offset takes three at the most, and one in
+/// [`DENSE_ONE_IN`] of 65,536 are 1,024.
+const DENSE_POSTINGS_BYTES: usize = 3 * 1024;
+
+/// How many ids of a segment in which a topic is dense on the whole are looked at before its postings are read after all: as much
+/// work as reading them. Mostly the first few have a match.
+const GLANCE_IDS: u64 = 1024;
 
 /// Most wildcard patterns whose topics are remembered: a few bytes a topic and pattern.
 const RESOLVED_MAX: usize = 256;
@@ -43,6 +56,10 @@ enum Topics {
 }
 
 impl Topics {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::These(these) if these.is_empty())
+    }
+
     fn contains(&self, topic: TopicNumber) -> bool {
         match self {
             Self::Every => true,
@@ -71,6 +88,8 @@ enum Plan {
     Nothing,
     /// Look at every record.
     Look,
+    /// Look at the next [`GLANCE_IDS`]; if none of them matches, ask again for an exact plan.
+    Glance,
     /// Get just these.
     Seek(Vec<EventId>),
 }
@@ -88,7 +107,7 @@ struct Reader<'a> {
     filter: &'a Filter,
     topics: Topics,
     log_floor: EventId,
-    seen: HashMap<TopicNumber, Seen>,
+    seen: ByNumber<Seen>,
 }
 
 impl Reader<'_> {
@@ -96,14 +115,16 @@ impl Reader<'_> {
     fn event<'b>(&'b mut self, id: EventId, value: &'b [u8]) -> Result<Option<EventRef<'b>>, StoreError> {
         let unreadable = |e: &dyn std::fmt::Display| corrupt(&format!("event {id} cannot be read: {e}"));
         let (topic, _) = Record::head(value).map_err(|e| unreadable(&e))?;
-        if !self.seen.contains_key(&topic) {
-            let wanted = self.topics.contains(topic);
-            let directory = self.store.directory.read();
-            // A forgotten topic has no name any more: all of its events lie below a floor.
-            let Some(row) = directory.row(topic) else { return Ok(None) };
-            self.seen.insert(topic, Seen { name: row.topic.clone(), floor: row.floor, wanted });
-        }
-        let seen = &self.seen[&topic];
+        let seen = match self.seen.entry(topic) {
+            Entry::Occupied(seen) => seen.into_mut(),
+            Entry::Vacant(unseen) => {
+                let directory = self.store.directory.read();
+                // A forgotten topic has no name any more: all of its events lie below a floor.
+                let Some(row) = directory.row(topic) else { return Ok(None) };
+                let wanted = self.topics.contains(topic);
+                unseen.insert(Seen { name: row.topic.clone(), floor: row.floor, wanted })
+            }
+        };
         if !seen.wanted || id <= seen.floor.max(self.log_floor) {
             return Ok(None);
         }
@@ -131,9 +152,28 @@ pub fn sealed_ids(
     after: EventId,
     upto: EventId,
 ) -> Result<Vec<EventId>, StoreError> {
-    let value = db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))?;
-    let Some(value) = value else { return Ok(Vec::new()) };
-    let offsets = decode_postings(&value)
+    match postings(db, topic, segment)? {
+        None => Ok(Vec::new()),
+        Some(postings) => ids_of(&postings, topic, segment, after, upto),
+    }
+}
+
+fn postings<'a>(
+    db: &'a Handle<'_>,
+    topic: TopicNumber,
+    segment: SegmentNumber,
+) -> Result<Option<DBPinnableSlice<'a>>, StoreError> {
+    db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))
+}
+
+fn ids_of(
+    postings: &[u8],
+    topic: TopicNumber,
+    segment: SegmentNumber,
+    after: EventId,
+    upto: EventId,
+) -> Result<Vec<EventId>, StoreError> {
+    let offsets = decode_postings(postings)
         .ok_or_else(|| corrupt(&format!("the postings of topic number {topic} in segment {segment} cannot be read")))?;
     Ok(within(segment, &offsets, after, upto))
 }
@@ -163,7 +203,7 @@ impl RocksStore {
     fn reader<'a>(&'a self, filter: &'a Filter) -> Reader<'a> {
         let topics = self.topics_of(filter);
         let log_floor = self.directory.read().log_floor;
-        Reader { store: self, filter, topics, log_floor, seen: HashMap::new() }
+        Reader { store: self, filter, topics, log_floor, seen: ByNumber::default() }
     }
 
     fn topics_of(&self, filter: &Filter) -> Topics {
@@ -207,6 +247,21 @@ impl RocksStore {
         topics
     }
 
+    /// Those of `topics` that have an event after this id: a topic that has been quiet since need not be searched for. More topics
+    /// than [`PRUNED_MAX`] are left as they are.
+    fn with_events_after(&self, topics: &Topics, after: EventId) -> Topics {
+        let Topics::These(all) = topics else { return Topics::Every };
+        if all.len() > PRUNED_MAX {
+            return Topics::These(all.clone());
+        }
+        let directory = self.directory.read();
+        let is_newer = |&number: &TopicNumber| directory.row(number).is_some_and(|row| row.last > after);
+        if all.iter().all(is_newer) {
+            return Topics::These(all.clone());
+        }
+        Topics::These(Arc::new(all.iter().copied().filter(is_newer).collect()))
+    }
+
     pub(super) fn summary(&self, db: &Handle<'_>, segment: SegmentNumber) -> Result<Option<Arc<Summary>>, StoreError> {
         if let Some((_, summary)) = self.summaries.lock().0.iter().find(|(s, _)| *s == segment) {
             return Ok(Some(summary.clone()));
@@ -222,14 +277,15 @@ impl RocksStore {
         Ok(Some(summary))
     }
 
-    /// How the events of `topics` within `after < id <= upto`, all in `segment`, are found.
+    /// How the events of `topics` within `after < id <= upto`, all in `segment`, are found. What is not `exact` costs no more where
+    /// a topic is dense than where it is rare.
     fn plan(
         &self,
         db: &Handle<'_>,
         topics: &Topics,
         segment: SegmentNumber,
-        after: EventId,
-        upto: EventId,
+        (after, upto): (EventId, EventId),
+        exact: bool,
     ) -> Result<Plan, StoreError> {
         let Topics::These(topics) = topics else { return Ok(Plan::Look) };
         if let Some(plan) = self.plan_open(topics, segment, after, upto) {
@@ -252,7 +308,11 @@ impl RocksStore {
         }
         let mut ids = Vec::new();
         for topic in present {
-            ids.extend(sealed_ids(db, topic, segment, after, upto)?);
+            let Some(postings) = postings(db, topic, segment)? else { continue };
+            if !exact && postings.len() >= DENSE_POSTINGS_BYTES {
+                return Ok(Plan::Glance);
+            }
+            ids.extend(ids_of(&postings, topic, segment, after, upto)?);
             if ids.len() as u64 * DENSE_ONE_IN >= upto - after {
                 return Ok(Plan::Look);
             }
@@ -306,6 +366,8 @@ impl RocksStore {
         for &topic in topics.iter() {
             it.seek(postings_key(topic, segment));
             match it.key().and_then(postings_place) {
+                // It cannot come nearer.
+                Some((t, s)) if t == topic && s == segment => return Ok(segment),
                 Some((t, s)) if t == topic => nearest = nearest.min(s),
                 _ => it.status().map_err(|e| read_failed(&e))?,
             }
@@ -320,9 +382,12 @@ impl RocksStore {
     ) -> Result<EventId, StoreError> {
         let db = self.db()?;
         let mut reader = self.reader(scan.filter);
-        let topics = reader.topics.clone();
         let mut after = scan.after.max(reader.log_floor);
-        let mut looked = 0;
+        let topics = self.with_events_after(&reader.topics, after);
+        let (mut looked, mut exact) = (0, false);
+        if topics.is_empty() {
+            return Ok(after.max(scan.upto));
+        }
         while after < scan.upto && looked < SCAN_RECORDS_MAX {
             let segment = self.skip_to(&db, &topics, segment_of(after + 1))?;
             after = after.max(first_id(segment).saturating_sub(1));
@@ -330,12 +395,18 @@ impl RocksStore {
                 return Ok(scan.upto);
             }
             let upto = last_id(segment).min(scan.upto);
+            let plan = self.plan(&db, &topics, segment, (after, upto), exact)?;
+            let glance = matches!(plan, Plan::Glance);
+            let upto = if glance { upto.min(after + GLANCE_IDS) } else { upto };
             looked += 1;
-            let mut stopped_at = None;
+            let (mut stopped_at, mut matched) = (None, false);
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
                 let stop = match reader.event(id, value)? {
-                    Some(event) => each(&event).is_break(),
+                    Some(event) => {
+                        matched = true;
+                        each(&event).is_break()
+                    }
                     None => false,
                 };
                 if stop || looked >= SCAN_RECORDS_MAX {
@@ -344,9 +415,9 @@ impl RocksStore {
                 }
                 Ok(ControlFlow::Continue(()))
             };
-            match self.plan(&db, &topics, segment, after, upto)? {
+            match plan {
                 Plan::Nothing => {}
-                Plan::Look => records(&db, after, upto, &mut visit)?,
+                Plan::Look | Plan::Glance => records(&db, after, upto, &mut visit)?,
                 Plan::Seek(ids) => {
                     for id in ids {
                         let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
@@ -358,6 +429,7 @@ impl RocksStore {
                     }
                 }
             }
+            exact = glance && !matched;
             match stopped_at {
                 Some(id) => return Ok(id),
                 None => after = upto,
@@ -378,10 +450,10 @@ impl RocksStore {
         let segments = self.directory.read().segments_between(floor, upto);
         for segment in segments.into_iter().rev() {
             let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(upto));
-            let ids = match self.plan(&db, &topics, segment, after, last)? {
+            let ids = match self.plan(&db, &topics, segment, (after, last), true)? {
                 Plan::Nothing => continue,
                 Plan::Seek(ids) => Some(ids),
-                Plan::Look => None,
+                Plan::Look | Plan::Glance => None,
             };
             let mut found = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
@@ -459,3 +531,6 @@ fn records_backward(
     }
     it.status().map_err(|e| read_failed(&e))
 }
+
+#[cfg(test)]
+mod tests;
