@@ -1,7 +1,7 @@
 //! A batch in the ring: durable events, and what was cut out of them for whom.
 //!
-//! What holds: each form of the whole batch is encoded at most once, and a filter's share of it is cut out once for all of its
-//! subscribers. Frames are complete.
+//! What holds: each form of the whole batch is encoded at most once, and so is each selection of its events, whoever asks for it.
+//! Frames are complete.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -20,11 +20,17 @@ pub const PIECE_BYTES: usize = 64 << 10;
 /// What an event costs in memory beside its texts.
 const EVENT_OVERHEAD: usize = 160;
 
-/// What a share costs in memory beside its bytes.
-const SHARE_OVERHEAD: usize = 80;
+/// Filters whose share a batch remembers. Many subscribers with few filters find theirs by one look-up; where filters are many, each
+/// has few subscribers, and remembering them all would cost more than the frames.
+const FILTERS_REMEMBERED_MAX: usize = 64;
 
-/// One filter's share in one form: cut by the first who asks, while others wait for it and nobody else does.
-type Share = Arc<OnceLock<Bytes>>;
+/// What was cut out of a batch.
+#[derive(Debug, Default)]
+struct Shares {
+    by_filter: HashMap<(Arc<Filter>, Form), Bytes>,
+    /// By the places of the events: filters that differ elsewhere share what they both select.
+    by_selection: HashMap<(Form, Box<[u32]>), Bytes>,
+}
 
 /// Consecutive durable events.
 #[derive(Debug)]
@@ -36,7 +42,7 @@ pub struct Batch {
     topics: Box<[Topic]>,
     bytes: usize,
     whole: [OnceLock<Bytes>; 3],
-    shares: Mutex<HashMap<(Arc<Filter>, Form), Share>>,
+    shares: Mutex<Shares>,
 }
 
 impl Batch {
@@ -142,14 +148,24 @@ impl Batch {
         if every_topic && (filter.is_every_type() || self.events.iter().all(|e| selects(filter, e))) {
             return self.whole(form);
         }
-        let share = self.shares.lock().entry((filter.clone(), form)).or_default().clone();
+        let key = (filter.clone(), form);
+        if let Some(share) = self.shares.lock().by_filter.get(&key) {
+            return (share.clone(), 0);
+        }
+        let places = self.events.iter().zip(0..).filter(|(e, _)| selects(filter, e)).map(|(_, place)| place);
+        let selection: Box<[u32]> = places.collect();
         let mut grown = 0;
-        let bytes = share.get_or_init(|| {
-            let bytes = encode(form, self.events.iter().filter(|e| selects(filter, e)));
-            grown = bytes.len() + SHARE_OVERHEAD;
-            bytes
+        let mut shares = self.shares.lock();
+        let share = shares.by_selection.entry((form, selection)).or_insert_with_key(|(_, selection)| {
+            let share = encode(form, selection.iter().map(|&place| &self.events[place as usize]));
+            grown = share.len() + 4 * selection.len();
+            share
         });
-        (bytes.clone(), grown)
+        let share = share.clone();
+        if shares.by_filter.len() < FILTERS_REMEMBERED_MAX {
+            shares.by_filter.insert(key, share.clone());
+        }
+        (share, grown)
     }
 
     fn whole(&self, form: Form) -> (Bytes, usize) {
@@ -175,4 +191,42 @@ fn encode<'a>(form: Form, events: impl Iterator<Item = &'a Event>) -> Bytes {
         form.event(&mut out, &event.as_ref());
     }
     out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::Pattern;
+
+    fn filter(patterns: &[&str]) -> Arc<Filter> {
+        Arc::new(Filter::new(patterns.iter().map(|p| Pattern::parse(p).unwrap()).collect(), Vec::new()))
+    }
+
+    #[test]
+    fn filters_that_select_the_same_share_one_buffer() {
+        let topics = ["news", "user.1", "user.2", "news"].map(|t| Topic::parse(t).unwrap());
+        let event = |(id, topic): (EventId, &Topic)| Event {
+            id,
+            topic: topic.clone(),
+            event: None,
+            key: None,
+            time: 0,
+            data: "x".into(),
+        };
+        let batch = Batch::cut(0, (1..).zip(&topics).map(event).collect()).remove(0);
+        let bare = batch.bytes();
+        let (news, grown) = batch.share(&filter(&["news"]), Form::Sse, 0);
+        assert_eq!(news, "id: 1\ndata: x\n\nid: 4\ndata: x\n\n");
+        assert_eq!(grown, news.len());
+        // More filters than are remembered.
+        for user in 3..200 {
+            let (share, grown) = batch.share(&filter(&["news", &format!("user.{user}")]), Form::Sse, 0);
+            assert_eq!((share.as_ptr(), grown), (news.as_ptr(), 0));
+        }
+        assert_eq!(batch.bytes(), bare + news.len());
+        let (other, _) = batch.share(&filter(&["news", "user.2"]), Form::Sse, 0);
+        assert_eq!(other, "id: 1\ndata: x\n\nid: 3\ndata: x\n\nid: 4\ndata: x\n\n");
+        assert_eq!(batch.share(&filter(&["news"]), Form::Lines, 0).0[0], b'{');
+        assert_eq!(batch.share(&filter(&["news"]), Form::Sse, 2).0, "id: 4\ndata: x\n\n");
+    }
 }

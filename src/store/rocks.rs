@@ -13,6 +13,7 @@ mod directory;
 mod due;
 mod index;
 mod layout;
+mod number;
 mod open;
 mod read;
 mod reclaim;
@@ -21,6 +22,7 @@ mod resolve;
 mod seal;
 mod topics;
 mod trim;
+mod unsealed;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,7 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
-use self::directory::{Directory, Row};
+use self::directory::{Committed, Directory, Row};
 use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
 use super::mark::Mark;
@@ -169,15 +171,13 @@ impl Store for RocksStore {
         let db = self.db()?;
         self.reserve(newest.id)?;
         let _no_forgetting = self.naming.lock();
-        let (batch, numbers, sizes) = self.batch_of(&db, events, newest);
+        let Prepared { batch, created, committed } = self.prepare(&db, events, newest);
         self.write(&db, batch, false)?;
         let mut directory = self.directory.write();
-        for ((event, &number), &bytes) in events.iter().zip(&numbers).zip(&sizes) {
-            if directory.row(number).is_none() {
-                directory.insert(number, Row::new(event.topic.clone()));
-            }
-            directory.appended(event.id, number, bytes, event.time);
+        for (topic, number) in created {
+            directory.insert(number, Row::new(topic.clone()));
         }
+        directory.committed(committed);
         directory.tail = newest.id;
         directory.last_time = newest.time;
         Ok(())
@@ -309,19 +309,29 @@ impl Store for RocksStore {
     }
 }
 
+/// What an append writes, and what the directory is told when that is done.
+struct Prepared<'a> {
+    /// The records, the topics that are new, and the new tail.
+    batch: WriteBatch,
+    created: HashMap<&'a Topic, TopicNumber>,
+    committed: Vec<Committed>,
+}
+
+/// What a record takes in a write batch beside its data: tags, lengths and its key.
+const BATCH_ENTRY_BYTES: usize = 48;
+
 impl RocksStore {
-    /// One write batch with the records, the topics that are new, and the new tail; and each event's topic and size.
-    fn batch_of(&self, db: &Handle<'_>, events: &[Event], newest: &Event) -> (WriteBatch, Vec<TopicNumber>, Vec<u32>) {
+    fn prepare<'a>(&self, db: &Handle<'_>, events: &'a [Event], newest: &Event) -> Prepared<'a> {
         let (log, topics, metas) = (db.cf(LOG), db.cf(TOPIC), db.cf(META));
-        let mut batch = WriteBatch::default();
-        let mut numbers = Vec::with_capacity(events.len());
-        let mut sizes = Vec::with_capacity(events.len());
+        let bytes = events.iter().map(|e| e.data.len() + BATCH_ENTRY_BYTES).sum();
+        let mut batch = WriteBatch::with_capacity_bytes(bytes);
+        let mut committed = Vec::with_capacity(events.len());
         let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
         let mut value = Vec::new();
         let directory = self.directory.read();
         let mut next = directory.next_topic();
         for event in events {
-            let number = directory.number(event.topic.as_str()).unwrap_or_else(|| {
+            let topic = directory.number(event.topic.as_str()).unwrap_or_else(|| {
                 *created.entry(&event.topic).or_insert_with(|| {
                     let number = next;
                     next += 1;
@@ -330,18 +340,17 @@ impl RocksStore {
                 })
             });
             value.clear();
-            record_of(event, number).encode(&mut value);
+            record_of(event, topic).encode(&mut value);
             batch.put_cf(log, log_key(event.id), &value);
-            numbers.push(number);
-            sizes.push(
-                KEY_BYTES + u32::try_from(value.len()).expect("a record is smaller than a publish, which is bounded"),
-            );
+            let bytes =
+                KEY_BYTES + u32::try_from(value.len()).expect("a record is smaller than a publish, which is bounded");
+            committed.push(Committed { id: event.id, topic, bytes, time: event.time });
         }
         if !created.is_empty() {
             batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
         }
         batch.put_cf(metas, meta::TAIL, pair(newest.id, newest.time));
-        (batch, numbers, sizes)
+        Prepared { batch, created, committed }
     }
 }
 

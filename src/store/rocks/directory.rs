@@ -13,6 +13,7 @@ use crate::store::Limits;
 use crate::topic::Topic;
 
 use super::layout::{Offset, SegmentNumber, first_id, offset_of, segment_of};
+use super::unsealed::OpenSegment;
 
 /// A count of events and of their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,34 +88,21 @@ pub struct Segment {
     pub stored: u64,
 }
 
-/// The index of a segment that is not sealed yet.
-#[derive(Debug, Clone, Default)]
-pub struct OpenSegment {
-    /// Ascending by offset: topic and bytes of each event.
-    pub entries: Vec<(Offset, TopicNumber, u32)>,
-    pub postings: HashMap<TopicNumber, Vec<Offset>>,
-}
-
-impl OpenSegment {
-    /// Bytes of the event at `offset`.
-    #[must_use]
-    pub fn bytes_at(&self, offset: Offset) -> u32 {
-        self.entries.binary_search_by_key(&offset, |e| e.0).map_or(0, |at| self.entries[at].2)
-    }
-
-    /// The ids of one topic within `after < id <= upto`; this is the index of `segment`.
-    #[must_use]
-    pub fn ids_of(&self, segment: SegmentNumber, topic: TopicNumber, after: EventId, upto: EventId) -> Vec<EventId> {
-        let Some(offsets) = self.postings.get(&topic) else { return Vec::new() };
-        let base = first_id(segment);
-        range_within(segment, offsets, |&o| o, after, upto).iter().map(|&o| base + u64::from(o)).collect()
-    }
+/// One committed event, as the directory takes it in.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed {
+    pub id: EventId,
+    pub topic: TopicNumber,
+    pub bytes: u32,
+    pub time: Millis,
 }
 
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Directory {
     names: BTreeMap<Topic, TopicNumber>,
+    /// The same again, as every event of every append is looked up here.
+    numbers: HashMap<Topic, TopicNumber>,
     /// By number. Numbers are never given again, so a forgotten topic leaves a pointer's width behind.
     rows: Vec<Option<Box<Row>>>,
     pub tail: EventId,
@@ -160,7 +148,7 @@ impl Directory {
 
     #[must_use]
     pub fn number(&self, topic: &str) -> Option<TopicNumber> {
-        self.names.get(topic).copied()
+        self.numbers.get(topic).copied()
     }
 
     #[must_use]
@@ -185,6 +173,7 @@ impl Directory {
     pub fn insert(&mut self, number: TopicNumber, row: Row) {
         self.reserve_topics(number + 1);
         self.names.insert(row.topic.clone(), number);
+        self.numbers.insert(row.topic.clone(), number);
         self.rows[number as usize] = Some(Box::new(row));
     }
 
@@ -192,40 +181,44 @@ impl Directory {
     pub fn forget(&mut self, number: TopicNumber) {
         if let Some(row) = self.rows.get_mut(number as usize).and_then(Option::take) {
             self.names.remove(&row.topic);
+            self.numbers.remove(&row.topic);
         }
     }
 
-    /// Takes in one committed event.
-    pub fn appended(&mut self, id: EventId, number: TopicNumber, bytes: u32, time: Millis) {
-        let amount = Amount { events: 1, bytes: u64::from(bytes) };
-        let segment = segment_of(id);
-        let s = self.segments.entry(segment).or_insert_with(|| Segment { first_time: time, ..Segment::default() });
-        s.last_time = time;
-        s.total.add(amount);
-        s.stored += amount.bytes;
-        // Nobody else holds a segment that is still appended to, so nothing is copied.
-        let open = Arc::make_mut(self.open.entry(segment).or_default());
-        open.entries.push((offset_of(id), number, bytes));
-        open.postings.entry(number).or_default().push(offset_of(id));
-        let floor = self.log_floor.max(self.row(number).map_or(0, |r| r.floor));
-        if id > floor {
-            if let Some(s) = self.segments.get_mut(&segment) {
-                s.live.add(amount);
-            }
-            if self.live.events == 0 {
-                self.earliest = self.earliest.max(id);
-            }
-            self.live.add(amount);
-            let log_floor = self.log_floor;
-            if let Some(row) = self.row_mut(number) {
-                if row.live.events == 0 || row.last <= row.floor.max(log_floor) {
-                    row.first = Some(id);
+    /// Takes in committed events, ascending, of topics that have rows.
+    pub fn committed(&mut self, events: impl IntoIterator<Item = Committed>) {
+        let mut events = events.into_iter().peekable();
+        while let Some(&Committed { id, time, .. }) = events.peek() {
+            let number = segment_of(id);
+            let segment =
+                self.segments.entry(number).or_insert_with(|| Segment { first_time: time, ..Segment::default() });
+            // Nobody else holds a segment that is still appended to, so nothing is copied.
+            let open = Arc::make_mut(self.open.entry(number).or_default());
+            while let Some(event) = events.next_if(|e| segment_of(e.id) == number) {
+                let amount = Amount { events: 1, bytes: u64::from(event.bytes) };
+                segment.last_time = event.time;
+                segment.total.add(amount);
+                segment.stored += amount.bytes;
+                open.push(offset_of(event.id), event.topic, event.bytes);
+                let mut row = self.rows.get_mut(event.topic as usize).and_then(Option::as_mut);
+                let floor = self.log_floor.max(row.as_ref().map_or(0, |row| row.floor));
+                if event.id > floor {
+                    segment.live.add(amount);
+                    if self.live.events == 0 {
+                        self.earliest = self.earliest.max(event.id);
+                    }
+                    self.live.add(amount);
+                    if let Some(row) = &mut row {
+                        if row.live.events == 0 || row.last <= floor {
+                            row.first = Some(event.id);
+                        }
+                        row.live.add(amount);
+                    }
                 }
-                row.live.add(amount);
+                if let Some(row) = row {
+                    row.last = row.last.max(event.id);
+                }
             }
-        }
-        if let Some(row) = self.row_mut(number) {
-            row.last = row.last.max(id);
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use super::directory::Amount;
 use super::index::sealed_postings;
-use super::layout::{first_id, last_id, offset_of, segment_of};
+use super::layout::{first_id, last_id, segment_of};
 use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
 use crate::record::TopicNumber;
@@ -193,8 +193,7 @@ impl RocksStore {
                 return Ok(floor);
             }
             for (&segment, open) in directory.open.range(segment_of(floor + 1)..) {
-                let ids = open.ids_of(segment, number, floor, tail);
-                if ids.into_iter().any(|id| take(id, open.bytes_at(offset_of(id)))) {
+                if open.events_of(segment, number, floor, tail).into_iter().any(|(id, bytes)| take(id, bytes)) {
                     break;
                 }
             }

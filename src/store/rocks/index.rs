@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use rocksdb::{DBRawIterator, ReadOptions};
 
-use super::directory::{OpenSegment, range_within};
+use super::directory::range_within;
 use super::layout::{
     POSTINGS, Posting, SEGMENT, SegmentNumber, Share, Summary, decode_postings, first_id, postings_key, postings_place,
     segment_of,
 };
 use super::open::corrupt;
 use super::resolve::Topics;
+use super::unsealed::OpenSegment;
 use super::{Handle, RocksStore};
 use crate::event::EventId;
 use crate::record::TopicNumber;
@@ -186,7 +187,8 @@ impl RocksStore {
         if topics.len() <= FEW_TOPICS {
             let directory = self.directory.read();
             let open = directory.open.get(&segment)?;
-            let mut ids: Vec<_> = topics.iter().flat_map(|&t| open.ids_of(segment, t, after, upto)).collect();
+            let mut ids: Vec<_> =
+                topics.iter().flat_map(|&t| open.events_of(segment, t, after, upto)).map(|(id, _)| id).collect();
             ids.sort_unstable();
             return Some(ids);
         }
@@ -196,9 +198,9 @@ impl RocksStore {
             let to = upto.min(from + IDS_PER_LOOK);
             let directory = self.directory.read();
             let open: &OpenSegment = directory.open.get(&segment)?;
-            let some = range_within(segment, &open.entries, |entry| entry.0, from, to).iter();
-            let some = some.filter(|(_, topic, _)| topics.binary_search(topic).is_ok());
-            ids.extend(some.map(|(offset, ..)| first_id(segment) + u64::from(*offset)));
+            let some = range_within(segment, open.entries(), |entry| entry.offset, from, to).iter();
+            let some = some.filter(|entry| topics.binary_search(&entry.topic).is_ok());
+            ids.extend(some.map(|entry| first_id(segment) + u64::from(entry.offset)));
             from = to;
         }
         Some(ids)

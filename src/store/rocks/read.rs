@@ -246,3 +246,6 @@ fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut V
     }
     it.status().map_err(|e| read_failed(&e))
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,7 @@ impl RocksStore {
         for segment in gone {
             let open = self.directory.read().open.get(&segment).cloned();
             let topics: Vec<TopicNumber> = match (open, self.summary(db, segment)?) {
-                (Some(open), _) => open.postings.keys().copied().collect(),
+                (Some(open), _) => open.topics().collect(),
                 (None, Some(summary)) => summary.shares.iter().map(|s| s.topic).collect(),
                 (None, None) => Vec::new(),
             };

@@ -2,7 +2,7 @@
 //!
 //! What holds: counts are exact, as postings know the bytes of each event; nothing lies past the tail. Must not write.
 
-use super::directory::{Amount, Directory, Row, Segment};
+use super::directory::{Amount, Committed, Directory, Row, Segment};
 use super::layout::{
     LOG, META, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id, log_id, log_key, meta, read_pair,
     segment_of,
@@ -124,7 +124,7 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
             return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
         }
         let bytes = KEY_BYTES + u32::try_from(value.len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
-        directory.appended(id, topic, bytes, time);
+        directory.committed([Committed { id, topic, bytes, time }]);
         newest = id;
         records.next();
     }

@@ -6,8 +6,8 @@
 use rocksdb::WriteBatch;
 
 use super::RocksStore;
-use super::directory::OpenSegment;
 use super::layout::{POSTINGS, SEGMENT, SegmentNumber, Share, Summary, encode_postings, last_id, postings_key};
+use super::unsealed::{Entry, OpenSegment};
 use crate::event::Millis;
 use crate::record::TopicNumber;
 use crate::store::StoreError;
@@ -59,18 +59,18 @@ impl RocksStore {
 }
 
 fn sealed_form(open: &OpenSegment, first_time: Millis, last_time: Millis) -> (Vec<(TopicNumber, Vec<u8>)>, Summary) {
-    let mut entries = open.entries.clone();
+    let mut entries = open.entries().to_vec();
     // Stable, so that each topic's offsets stay ascending.
-    entries.sort_by_key(|&(_, topic, _)| topic);
-    let mut postings = Vec::with_capacity(open.postings.len());
-    let mut shares = Vec::with_capacity(open.postings.len());
-    for of_topic in entries.chunk_by(|a, b| a.1 == b.1) {
-        let (last, topic, _) = of_topic[of_topic.len() - 1];
-        postings.push((topic, encode_postings(of_topic.iter().map(|&(offset, _, bytes)| (offset, bytes)))));
+    entries.sort_by_key(|entry| entry.topic);
+    let mut postings = Vec::with_capacity(open.topics().len());
+    let mut shares = Vec::with_capacity(open.topics().len());
+    for of_topic in entries.chunk_by(|a, b| a.topic == b.topic) {
+        let Entry { offset: last, topic, .. } = of_topic[of_topic.len() - 1];
+        postings.push((topic, encode_postings(of_topic.iter().map(|entry| (entry.offset, entry.bytes)))));
         shares.push(Share {
             topic,
             events: u32::try_from(of_topic.len()).expect("a segment has 65,536 events at most"),
-            bytes: of_topic.iter().map(|&(.., bytes)| u64::from(bytes)).sum(),
+            bytes: of_topic.iter().map(|entry| u64::from(entry.bytes)).sum(),
             last,
         });
     }

@@ -10,7 +10,7 @@ use rocksdb::WriteBatch;
 
 use super::directory::{Amount, Directory};
 use super::index::sealed_postings;
-use super::layout::{META, SegmentNumber, TOPIC, TopicRow, first_id, last_id, meta, offset_of, segment_of};
+use super::layout::{META, SegmentNumber, TOPIC, TopicRow, first_id, last_id, meta, segment_of};
 use super::open::corrupt;
 use super::read::records;
 use super::{Handle, KEY_BYTES, RocksStore};
@@ -33,11 +33,7 @@ fn open_amounts(
         return Vec::new();
     }
     let open = directory.open.range(segment_of(after + 1)..=segment_of(upto));
-    let amounts = open.map(|(&segment, open)| {
-        let ids = open.ids_of(segment, topic, after, upto);
-        let bytes = ids.iter().map(|&id| u64::from(open.bytes_at(offset_of(id)))).sum();
-        (segment, Amount { events: ids.len() as u64, bytes })
-    });
+    let amounts = open.map(|(&segment, open)| (segment, Amount::of(&open.events_of(segment, topic, after, upto))));
     amounts.collect()
 }
 
