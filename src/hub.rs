@@ -7,6 +7,7 @@
 
 mod batch;
 mod matcher;
+mod rises;
 mod wheel;
 
 use std::collections::{HashMap, VecDeque};
@@ -17,6 +18,7 @@ use slab::Slab;
 
 pub use self::batch::Batch;
 use self::matcher::Matcher;
+use self::rises::Rises;
 use self::wheel::Wheel;
 use crate::event::{Event, EventId, Millis};
 use crate::sse::Floor;
@@ -52,6 +54,10 @@ pub enum Place {
 struct Subscriber<W> {
     serial: u64,
     filter: usize,
+    /// What rose after the trim of this number concerns it.
+    trims: u64,
+    /// What rose before, but after its beginning was fixed.
+    floor: Floor,
     wake: Option<W>,
     /// Where it is in its filter's list, while it waits.
     waiting: Option<usize>,
@@ -68,7 +74,7 @@ struct LiveFilter {
     waiting: Vec<SubscriberKey>,
     /// Nothing after this id matches, in the ring or later.
     last_match: EventId,
-    floor: Floor,
+    rises: Rises,
     /// The batch for which it was last found.
     found_for: u64,
 }
@@ -93,6 +99,8 @@ pub struct Hub<W> {
     ring_bytes: usize,
     ring_bytes_max: usize,
     tail: EventId,
+    /// How often floors were raised.
+    trims: u64,
     drained: bool,
     filters: Slab<LiveFilter>,
     by_filter: HashMap<Arc<Filter>, usize>,
@@ -128,6 +136,7 @@ impl<W> Hub<W> {
             ring_bytes: 0,
             ring_bytes_max: options.ring_bytes_max,
             tail,
+            trims: 0,
             drained: false,
             filters: Slab::new(),
             by_filter: HashMap::new(),
@@ -173,9 +182,15 @@ impl<W> Hub<W> {
         sum
     }
 
-    /// Takes in a subscriber for `filter`. Its floor is not known yet: raise it with [`Hub::raise_floor`] by what the store says
-    /// *after* this call, so that no trim in between is missed.
-    pub fn attach(&mut self, filter: &Arc<Filter>, now: Millis) -> SubscriberKey {
+    /// How often floors were raised so far. Whoever fixes a beginning asks for it before all else.
+    #[must_use]
+    pub fn trims(&self) -> u64 {
+        self.trims
+    }
+
+    /// Takes in a subscriber for `filter` whose beginning was fixed when [`Hub::trims`] was `trims`. With `true`, floors were raised
+    /// since, and which ones is not known here: raise its own with [`Hub::raise_floor`] by what the store says after this call.
+    pub fn attach(&mut self, filter: &Arc<Filter>, now: Millis, trims: u64) -> (SubscriberKey, bool) {
         let at = if let Some(&at) = self.by_filter.get(filter) {
             at
         } else {
@@ -184,7 +199,7 @@ impl<W> Hub<W> {
                 subscribers: 0,
                 waiting: Vec::new(),
                 last_match: self.tail,
-                floor: Floor::NONE,
+                rises: Rises::default(),
                 found_for: 0,
             };
             let at = self.filters.insert(live);
@@ -194,10 +209,19 @@ impl<W> Hub<W> {
         };
         self.filters[at].subscribers += 1;
         self.serial += 1;
-        let subscriber = Subscriber { serial: self.serial, filter: at, wake: None, waiting: None, jump: 0, sent: now };
+        let subscriber = Subscriber {
+            serial: self.serial,
+            filter: at,
+            trims: self.trims,
+            floor: Floor::NONE,
+            wake: None,
+            waiting: None,
+            jump: 0,
+            sent: now,
+        };
         let key = SubscriberKey { at: self.subscribers.insert(subscriber), serial: self.serial };
         self.wheel.insert(key, now);
-        key
+        (key, trims != self.trims)
     }
 
     /// Lets a subscriber go; one that is gone already is passed over.
@@ -243,17 +267,17 @@ impl<W> Hub<W> {
         self.get(key).map_or(0, |s| if s.waiting.is_some() { self.tail } else { s.jump })
     }
 
-    /// Up to where events of this subscriber's filter may be missing.
+    /// Up to where events that this subscriber asked for may have gone since its beginning was fixed. Floors of before do not count:
+    /// one that is higher must not hide one that is raised now.
     #[must_use]
     pub fn floor(&self, key: SubscriberKey) -> Floor {
-        self.get(key).map_or(Floor::NONE, |s| self.filters[s.filter].floor)
+        self.get(key).map_or(Floor::NONE, |s| self.filters[s.filter].rises.since(s.trims).max(s.floor))
     }
 
-    /// Raises the floor of one subscriber's filter.
+    /// Raises the floor of one subscriber.
     pub fn raise_floor(&mut self, key: SubscriberKey, floor: Floor) {
-        if let Some(filter) = self.get(key).map(|s| s.filter) {
-            let live = &mut self.filters[filter];
-            live.floor = live.floor.max(floor);
+        if let Some(subscriber) = self.get_mut(key) {
+            subscriber.floor = subscriber.floor.max(floor);
         }
     }
 
@@ -374,9 +398,7 @@ impl<W> Hub<W> {
 
     /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.
     pub fn trim_log(&mut self, floor: Floor) {
-        for (_, live) in &mut self.filters {
-            live.floor = live.floor.max(floor);
-        }
+        self.raise_floors(|_| floor);
         while self.ring.front().is_some_and(|held| held.batch.after() < floor.id)
             && let Some(oldest) = self.ring.pop_front()
         {
@@ -394,18 +416,20 @@ impl<W> Hub<W> {
 
     /// Raises the floor of every filter to what `floor` says of it. What the ring holds stays.
     pub fn raise_floors(&mut self, floor: impl Fn(&Filter) -> Floor) {
+        self.trims += 1;
         for (_, live) in &mut self.filters {
-            live.floor = live.floor.max(floor(&live.filter));
+            live.rises.raise(self.trims, floor(&live.filter));
         }
     }
 
     /// Topics were trimmed, each up to its floor: readers below are told, and the ring forgets what it holds of them.
     pub fn trim_topics(&mut self, floors: &HashMap<Topic, Floor>) {
+        self.trims += 1;
         for (topic, floor) in floors {
-            let filters = &mut self.filters;
+            let (trims, filters) = (self.trims, &mut self.filters);
             self.matcher.each(topic.as_str(), &mut |at| {
                 if let Some(live) = filters.get_mut(at) {
-                    live.floor = live.floor.max(*floor);
+                    live.rises.raise(trims, *floor);
                 }
             });
         }

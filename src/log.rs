@@ -6,12 +6,12 @@ mod janitor;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
@@ -197,6 +197,12 @@ fn now() -> Millis {
     Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }
 
+/// Milliseconds since the first call: heartbeats go on when somebody sets the clock.
+fn uptime() -> Millis {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    Millis::try_from(FIRST.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(Millis::MAX)
+}
+
 impl Log {
     /// Opens the log in `options.dir`, or makes a new one. Blocks: what was not indexed yet is read.
     ///
@@ -228,15 +234,14 @@ impl Log {
         let janitor = janitor::Janitor::start(
             store.clone(),
             requests.clone(),
-            options.retention,
-            now,
+            (options.retention, now),
             hub.clone(),
-            options.heartbeat,
+            (options.heartbeat, uptime),
         )
         .map_err(OpenError::Thread)?;
         let inner = Inner {
             name: store.name(),
-            source: Source { store, hub, reads: Arc::new(Semaphore::new(READS_MAX)), clock: now, metrics },
+            source: Source { store, hub, reads: Arc::new(Semaphore::new(READS_MAX)), clock: uptime, metrics },
             requests,
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT)),
             refusal,
@@ -361,7 +366,7 @@ impl Log {
     /// When the log cannot be read.
     pub async fn start(&self, filter: &Arc<Filter>, begin: Begin) -> Result<Start, ReadError> {
         let source = &self.inner.source;
-        let known = Known::of(&*source.store, filter);
+        let known = Known::of(&*source.store, filter, source.hub.lock().trims());
         let tail = self.tail();
         let found = match begin {
             Begin::Last(_) | Begin::Time(_) => {
@@ -412,8 +417,8 @@ impl Log {
         wait: Duration,
     ) -> Result<Page, ReadError> {
         let source = &self.inner.source;
-        let attached = source.attach(filter);
-        let (mut cursor, mut gap, mut told) = (start.cursor, start.gap, start.told);
+        let attached = source.attach(filter, &start);
+        let (mut cursor, mut gap, mut told) = (start.cursor, start.gap, start.gap.map_or(0, |gap| gap.earliest - 1));
         let deadline = tokio::time::Instant::now() + wait;
         let mut found = Found::default();
         let mut reads = 0;

@@ -53,8 +53,8 @@ pub struct Start {
     pub earliest: EventId,
     /// What is owed before the first event.
     pub gap: Option<Gap>,
-    /// The floor that needs no telling any more.
-    pub told: EventId,
+    /// [`Hub::trims`] before it was fixed: what rises from then on is told.
+    pub trims: u64,
 }
 
 /// Where a subscription or a page begins.
@@ -77,16 +77,17 @@ pub enum Begin {
 /// What the store says before a beginning is fixed.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
+    trims: u64,
     floor: Floor,
     log_floor: EventId,
     earliest: EventId,
 }
 
 impl Known {
-    /// What `store` says for `filter`.
+    /// What `store` says for `filter`; `trims` is what [`Hub::trims`] was before.
     #[must_use]
-    pub fn of(store: &dyn Store, filter: &Filter) -> Self {
-        Self { floor: store.floor(filter), log_floor: store.log_floor(), earliest: store.earliest() }
+    pub fn of(store: &dyn Store, filter: &Filter, trims: u64) -> Self {
+        Self { trims, floor: store.floor(filter), log_floor: store.log_floor(), earliest: store.earliest() }
     }
 }
 
@@ -107,8 +108,8 @@ impl Start {
     /// whatever is trimmed in between counts as not told yet.
     #[must_use]
     pub fn fix(begin: Begin, known: Known, tail: EventId, found: EventId) -> Self {
-        let Known { floor, log_floor, earliest } = known;
-        let at = |cursor| Self { cursor, tail, earliest, gap: None, told: floor.id };
+        let Known { trims, floor, log_floor, earliest } = known;
+        let at = |cursor| Self { cursor, tail, earliest, gap: None, trims };
         let after = |id: EventId| {
             if id > tail {
                 let earliest = earliest.max(floor.id + 1);
@@ -205,6 +206,7 @@ pub struct Subscription {
     /// When something last went out.
     sent: Millis,
     gap: Option<Gap>,
+    /// Up to where losses were told.
     told: EventId,
     /// With `follow: false`, where it ends.
     until: Option<EventId>,
@@ -214,7 +216,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter before the start's floor was read.
+    /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter and this start.
     #[must_use]
     pub fn new(
         key: SubscriberKey,
@@ -232,7 +234,7 @@ impl Subscription {
             sent_id: start.cursor,
             sent: now,
             gap: start.gap,
-            told: start.told,
+            told: 0,
             until: (!options.follow).then_some(start.tail),
             behind: true,
             read: None,

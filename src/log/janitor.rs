@@ -34,13 +34,16 @@ pub struct Janitor {
 }
 
 impl Janitor {
+    /// `clock` is the time of day, by which events age; `uptime` never goes back.
+    ///
+    /// # Errors
+    /// When the system has no threads to give.
     pub fn start(
         store: Arc<dyn Store>,
         requests: Sender<Request>,
-        policy: Policy,
-        clock: fn() -> Millis,
+        (policy, clock): (Policy, fn() -> Millis),
         hub: Arc<Mutex<Hub<Waker>>>,
-        heartbeat: Duration,
+        (heartbeat, uptime): (Duration, fn() -> Millis),
     ) -> io::Result<Self> {
         let mut janitor = Self { stop: Vec::new(), threads: Vec::new() };
         let mut told = String::new();
@@ -53,7 +56,7 @@ impl Janitor {
             told = failed;
         })?;
         janitor.every("heartbeat", (heartbeat / 32).clamp(BEAT_MIN, BEAT_MAX), move || {
-            let wakes = hub.lock().beat(clock());
+            let wakes = hub.lock().beat(uptime());
             wakes.into_iter().for_each(Waker::wake);
         })?;
         Ok(janitor)

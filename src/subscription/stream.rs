@@ -26,6 +26,7 @@ pub struct Source {
     pub hub: Arc<Mutex<Hub<Waker>>>,
     /// How many reads may run at once.
     pub reads: Arc<Semaphore>,
+    /// Never goes back; when it began does not matter.
     pub clock: fn() -> Millis,
     pub metrics: Arc<Metrics>,
 }
@@ -58,13 +59,15 @@ impl Source {
         work.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Attaches a subscriber, and tells the hub the floor that the store knows for it.
+    /// Attaches a subscriber that begins at `start`.
     #[must_use]
-    pub fn attach(&self, filter: &Arc<Filter>) -> Attached {
-        let key = self.hub.lock().attach(filter, (self.clock)());
-        // After attaching, so that a trim in between is either told by the hub or already in the store's floor.
-        let floor = self.store.floor(filter);
-        self.hub.lock().raise_floor(key, floor);
+    pub fn attach(&self, filter: &Arc<Filter>, start: &Start) -> Attached {
+        let (key, rose) = self.hub.lock().attach(filter, (self.clock)(), start.trims);
+        if rose {
+            // After attaching, so that a trim in between is either told by the hub or already in the store's floor.
+            let floor = self.store.floor(filter);
+            self.hub.lock().raise_floor(key, floor);
+        }
         Attached { hub: self.hub.clone(), key }
     }
 }
@@ -117,7 +120,7 @@ impl Stream {
     /// A stream for `filter` that begins at `start`.
     #[must_use]
     pub fn new(source: Source, filter: &Arc<Filter>, start: Start, options: Options) -> Self {
-        let attached = source.attach(filter);
+        let attached = source.attach(filter, &start);
         let machine =
             Subscription::new(attached.key, filter.clone(), source.store.name(), start, options, (source.clock)());
         Self { machine, source, attached, reading: None, ended: false }

@@ -1,6 +1,7 @@
 //! What the log truly holds: the judge's own record of what became durable and what was taken.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use tidelog::event::{Event, EventId, EventType};
 use tidelog::store::Trim;
@@ -11,6 +12,8 @@ pub struct Fact {
     pub event: Event,
     /// The step at which a floor was first raised above it.
     pub trimmed: Option<u64>,
+    /// That floor was published: nobody finds it any more.
+    pub gone: bool,
     /// The whole log's floor rose above it, not only its topic's.
     pub with_the_log: bool,
 }
@@ -32,7 +35,7 @@ pub struct Facts {
 impl Facts {
     pub fn append(&mut self, events: &[Event]) {
         for event in events {
-            let fact = Fact { event: event.clone(), trimmed: None, with_the_log: false };
+            let fact = Fact { event: event.clone(), trimmed: None, gone: false, with_the_log: false };
             assert!(self.events.insert(event.id, fact).is_none(), "id {} was given twice", event.id);
         }
     }
@@ -48,6 +51,11 @@ impl Facts {
         }
     }
 
+    /// The floors that were raised are published.
+    pub fn publish(&mut self) {
+        self.events.values_mut().for_each(|fact| fact.gone = fact.trimmed.is_some());
+    }
+
     /// The matching events with `after < id <= upto`.
     pub fn matching<'a>(
         &'a self,
@@ -55,7 +63,7 @@ impl Facts {
         after: EventId,
         upto: EventId,
     ) -> impl DoubleEndedIterator<Item = &'a Fact> {
-        let range = self.events.range(after.min(upto) + 1..upto.max(after.min(upto)) + 1);
+        let range = self.events.range((Bound::Excluded(after.min(upto)), Bound::Included(upto)));
         range.map(|(_, fact)| fact).filter(|fact| fact.matches(filter))
     }
 }

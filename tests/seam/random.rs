@@ -56,7 +56,7 @@ fn ask(rng: &mut Rng, world: &World) -> Option<Ask> {
         2 | 3 => {
             // Exactly at an event, as retention and a DELETE of what is there would.
             let (newest, _) = world.facts.events.last_key_value()?;
-            let (&upto, fact) = world.facts.events.range(rng.u64(newest / 2..*newest + 1)..).next()?;
+            let (&upto, fact) = world.facts.events.range(rng.u64(newest / 2..=*newest)..).next()?;
             let topic = TOPICS.into_iter().find(|t| *t == fact.event.topic.as_str());
             Ask::Trim(topic.filter(|_| rng.u8(..3) > 0), upto)
         }

@@ -100,9 +100,19 @@ fn a_trim_while_a_beginning_is_fixed() {
         });
     }
     every_order("a publish and its trim while the latest is fixed", || {
-        let asks = vec![one("a"), one("a"), trim("a", 2)];
-        World::new(2, WIDE, vec![Spec { fine: true, ..client("a", Begin::Latest) }], asks).after(1)
+        let asks = vec![one("a"), trim("a", 1)];
+        World::new(2, WIDE, vec![Spec { fine: true, ..client("a", Begin::Latest) }], asks)
     });
+}
+
+#[test]
+fn a_trim_below_a_floor_of_long_ago() {
+    for begin in [Begin::Earliest, Begin::Last(9), Begin::After(9)] {
+        every_order(&format!("a trim below another topic's floor of long ago, {begin:?}"), || {
+            let asks = vec![some(&["b", "b", "a"]), trim("a", 3), trim("b", 1)];
+            World::new(1, 0, vec![Spec { fine: true, ..client("*", begin) }], asks).after(2)
+        });
+    }
 }
 
 #[test]

@@ -49,13 +49,11 @@ pub fn frames(form: Form, mut bytes: &[u8]) -> Vec<Frame> {
 fn line(text: &str) -> Frame {
     let mut json: Value = serde_json::from_str(text).unwrap();
     let event = json["event"].as_str().map(str::to_owned);
-    match json["after"].as_u64() {
-        Some(id) => Frame::Control { id, name: event.unwrap(), data: json["data"].take() },
-        None => {
-            let id = json["id"].as_u64().unwrap();
-            Frame::Event { id, event, data: json["data"].as_str().unwrap().to_owned() }
-        }
+    if let Some(id) = json["after"].as_u64() {
+        return Frame::Control { id, name: event.unwrap(), data: json["data"].take() };
     }
+    let id = json["id"].as_u64().unwrap();
+    Frame::Event { id, event, data: json["data"].as_str().unwrap().to_owned() }
 }
 
 pub struct Watch {
@@ -77,7 +75,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `known` is the step at which the server began to fix the beginning, `now` the one at which a beginning that must be
+    /// `known` is the step at which the server asked the store where its log begins, `now` the one at which a beginning that must be
     /// searched for is found, and `tail` the tail that it fixed.
     pub fn new(
         filter: Arc<Filter>,
@@ -98,8 +96,8 @@ impl Watch {
             Begin::Latest => from(tail, false),
             Begin::Earliest => from(0, true),
             Begin::Last(n) => {
-                let mut retained = facts.matching(&filter, 0, tail).rev().filter(|fact| fact.trimmed.is_none());
-                let first = retained.nth(usize::try_from(n).unwrap() - 1);
+                let mut there = facts.matching(&filter, 0, tail).rev().filter(|fact| !fact.gone);
+                let first = there.nth(usize::try_from(n).unwrap() - 1);
                 from(first.map_or(0, |fact| fact.event.id - 1), true)
             }
             Begin::Time(time) => {
@@ -192,6 +190,7 @@ impl Watch {
             if self.ahead.take() != Some(requested) || id != 0 {
                 return Err("it is not ahead".into());
             }
+            self.told = earliest - 1;
             return self.moves_to(0);
         }
         if self.ahead.is_some() || id != requested || earliest <= requested {

@@ -96,10 +96,11 @@ struct Live {
 #[derive(Debug)]
 enum Stage {
     Out,
+    Trims(u64),
     Known(Known, u64),
     Tail(Known, u64, EventId),
     Started(Start),
-    Attached(Start, SubscriberKey),
+    Attached(Start, SubscriberKey, bool),
     Live(Box<Live>),
     Gone,
 }
@@ -312,6 +313,7 @@ impl World {
             }
             Writer::Told => {
                 self.store.floors_published();
+                self.facts.publish();
                 Writer::Idle
             }
         };
@@ -347,13 +349,11 @@ impl World {
         if self.store.tail() > before {
             self.facts.append(&batch);
         }
-        match done {
-            Ok(()) => Writer::Appended(batch),
-            Err(_) => {
-                self.sequencer.failed();
-                Writer::Refusing
-            }
+        if done.is_ok() {
+            return Writer::Appended(batch);
         }
+        self.sequencer.failed();
+        Writer::Refusing
     }
 
     fn answered(&self, answers: &[(u64, Appended)]) -> Judged {
@@ -414,7 +414,8 @@ impl World {
         let begin = client.id.map_or(client.spec.begin, Begin::After);
         let filter = &client.spec.filter;
         client.stage = match std::mem::replace(&mut client.stage, Stage::Gone) {
-            Stage::Out => Stage::Known(Known::of(&self.store, filter), self.step),
+            Stage::Out => Stage::Trims(self.hub.lock().trims()),
+            Stage::Trims(trims) => Stage::Known(Known::of(&self.store, filter, trims), self.step),
             Stage::Known(known, step) => Stage::Tail(known, step, self.hub.lock().tail()),
             Stage::Tail(known, step, tail) => {
                 let found = look_up(&self.store, filter, begin, tail).unwrap();
@@ -422,10 +423,15 @@ impl World {
                     Some(Watch::new(filter.clone(), begin, client.spec.follow, &self.facts, tail, (step, self.step)));
                 Stage::Started(Start::fix(begin, known, tail, found))
             }
-            Stage::Started(start) => Stage::Attached(start, self.hub.lock().attach(filter, self.now)),
-            Stage::Attached(start, key) => {
-                let floor = self.store.floor(filter);
-                self.hub.lock().raise_floor(key, floor);
+            Stage::Started(start) => {
+                let (key, rose) = self.hub.lock().attach(filter, self.now, start.trims);
+                Stage::Attached(start, key, rose)
+            }
+            Stage::Attached(start, key, rose) => {
+                if rose {
+                    let floor = self.store.floor(filter);
+                    self.hub.lock().raise_floor(key, floor);
+                }
                 self.connections += 1;
                 client.connection = self.connections;
                 let Spec { form, follow, .. } = client.spec;
