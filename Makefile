@@ -36,7 +36,7 @@ audit: ## known vulnerabilities of what it is built from (needs the network)
 	cargo deny check advisories
 
 bench: deps ## measure
-	cargo bench --profile release --locked
+	cargo bench --profile release --locked --bench '*'
 
 deps:
 	@packaging/install-deps.sh build
