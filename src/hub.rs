@@ -8,6 +8,8 @@
 mod batch;
 mod matcher;
 mod rises;
+mod search;
+pub mod wake;
 mod wheel;
 
 use std::collections::{HashMap, VecDeque};
@@ -30,9 +32,9 @@ const WALK_BATCHES_MAX: usize = 1024;
 /// A subscriber of this hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubscriberKey {
-    at: usize,
+    at: u32,
     /// Tells subscribers apart that were given the same place one after the other.
-    serial: u64,
+    serial: u32,
 }
 
 /// Where a cursor stands.
@@ -52,15 +54,15 @@ pub enum Place {
 
 /// One subscriber's wait.
 struct Subscriber<W> {
-    serial: u64,
-    filter: usize,
+    serial: u32,
+    filter: u32,
     /// What rose after the trim of this number concerns it.
     trims: u64,
-    /// What rose before, but after its beginning was fixed.
-    floor: Floor,
+    /// What rose before, but after its beginning was fixed. Boxed, as few have one.
+    floor: Option<Box<Floor>>,
     wake: Option<W>,
     /// Where it is in its filter's list, while it waits.
-    waiting: Option<usize>,
+    waiting: Option<u32>,
     /// Nothing that matches lies between where it waited and here.
     jump: EventId,
     /// When it last sent something: its heartbeat is due a heartbeat later.
@@ -89,6 +91,15 @@ impl From<Batch> for Held {
     fn from(batch: Batch) -> Self {
         Self { bytes: batch.bytes(), batch: Arc::new(batch) }
     }
+}
+
+/// A place among the subscribers or the filters, in the four bytes that it is kept in: an idle subscriber is to cost little.
+fn short(at: usize) -> u32 {
+    u32::try_from(at).expect("four billion subscribers do not fit into memory")
+}
+
+fn long(at: u32) -> usize {
+    at as usize
 }
 
 /// The broadcast channel.
@@ -209,17 +220,19 @@ impl<W> Hub<W> {
         };
         self.filters[at].subscribers += 1;
         self.serial += 1;
+        // Wraps after four billion, which no key outlives.
+        let serial = u32::try_from(self.serial & u64::from(u32::MAX)).unwrap_or(0);
         let subscriber = Subscriber {
-            serial: self.serial,
-            filter: at,
+            serial,
+            filter: short(at),
             trims: self.trims,
-            floor: Floor::NONE,
+            floor: None,
             wake: None,
             waiting: None,
             jump: 0,
             sent: now,
         };
-        let key = SubscriberKey { at: self.subscribers.insert(subscriber), serial: self.serial };
+        let key = SubscriberKey { at: short(self.subscribers.insert(subscriber)), serial };
         self.wheel.insert(key, now);
         (key, trims != self.trims)
     }
@@ -230,30 +243,31 @@ impl<W> Hub<W> {
             return;
         }
         self.stop_waiting(key);
-        let gone = self.subscribers.remove(key.at);
-        let live = &mut self.filters[gone.filter];
+        let gone = self.subscribers.remove(long(key.at));
+        let filter = long(gone.filter);
+        let live = &mut self.filters[filter];
         live.subscribers -= 1;
         if live.subscribers == 0 {
-            let live = self.filters.remove(gone.filter);
+            let live = self.filters.remove(filter);
             self.by_filter.remove(&live.filter);
-            self.matcher.remove(&live.filter, gone.filter);
+            self.matcher.remove(&live.filter, filter);
         }
     }
 
     fn get(&self, key: SubscriberKey) -> Option<&Subscriber<W>> {
-        self.subscribers.get(key.at).filter(|s| s.serial == key.serial)
+        self.subscribers.get(long(key.at)).filter(|s| s.serial == key.serial)
     }
 
     fn get_mut(&mut self, key: SubscriberKey) -> Option<&mut Subscriber<W>> {
-        self.subscribers.get_mut(key.at).filter(|s| s.serial == key.serial)
+        self.subscribers.get_mut(long(key.at)).filter(|s| s.serial == key.serial)
     }
 
     fn stop_waiting(&mut self, key: SubscriberKey) {
         let Some(subscriber) = self.get_mut(key) else { return };
-        let (Some(place), filter) = (subscriber.waiting.take(), subscriber.filter) else { return };
+        let (Some(place), filter) = (subscriber.waiting.take(), long(subscriber.filter)) else { return };
         let waiting = &mut self.filters[filter].waiting;
-        waiting.swap_remove(place);
-        if let Some(&moved) = waiting.get(place)
+        waiting.swap_remove(long(place));
+        if let Some(&moved) = waiting.get(long(place))
             && let Some(moved) = self.get_mut(moved)
         {
             moved.waiting = Some(place);
@@ -267,17 +281,27 @@ impl<W> Hub<W> {
         self.get(key).map_or(0, |s| if s.waiting.is_some() { self.tail } else { s.jump })
     }
 
+    /// The filter that it shares with all that have an equal one.
+    #[must_use]
+    pub fn filter(&self, key: SubscriberKey) -> Option<Arc<Filter>> {
+        self.get(key).map(|s| self.filters[long(s.filter)].filter.clone())
+    }
+
     /// Up to where events that this subscriber asked for may have gone since its beginning was fixed. Floors of before do not count:
     /// one that is higher must not hide one that is raised now.
     #[must_use]
     pub fn floor(&self, key: SubscriberKey) -> Floor {
-        self.get(key).map_or(Floor::NONE, |s| self.filters[s.filter].rises.since(s.trims).max(s.floor))
+        self.get(key).map_or(Floor::NONE, |s| {
+            let own = s.floor.as_deref().copied().unwrap_or(Floor::NONE);
+            self.filters[long(s.filter)].rises.since(s.trims).max(own)
+        })
     }
 
     /// Raises the floor of one subscriber.
     pub fn raise_floor(&mut self, key: SubscriberKey, floor: Floor) {
         if let Some(subscriber) = self.get_mut(key) {
-            subscriber.floor = subscriber.floor.max(floor);
+            let own = subscriber.floor.as_deref().copied().unwrap_or(Floor::NONE);
+            subscriber.floor = Some(Box::new(own.max(floor)));
         }
     }
 
@@ -290,7 +314,7 @@ impl<W> Hub<W> {
         let Some(subscriber) = self.get_mut(key) else { return Place::Drained };
         subscriber.sent = sent;
         let cursor = cursor.max(subscriber.jump);
-        let filter = subscriber.filter;
+        let filter = long(subscriber.filter);
         let live = &self.filters[filter];
         if cursor >= self.tail.min(live.last_match) {
             self.wait(key, wake());
@@ -301,7 +325,7 @@ impl<W> Hub<W> {
             return Place::Disk { upto: self.tail };
         }
         let live = &self.filters[filter];
-        let from = self.ring.partition_point(|held| held.batch.last() <= cursor);
+        let from = search::first(self.ring.len(), |at| self.ring[at].batch.last() > cursor);
         for (looked, Held { batch, .. }) in self.ring.range(from..).enumerate() {
             if looked == WALK_BATCHES_MAX {
                 return Place::Walking { cursor: batch.after() };
@@ -321,8 +345,8 @@ impl<W> Hub<W> {
         subscriber.jump = tail;
         subscriber.wake = Some(wake);
         if subscriber.waiting.is_none() {
-            let filter = subscriber.filter;
-            let place = self.filters[filter].waiting.len();
+            let filter = long(subscriber.filter);
+            let place = short(self.filters[filter].waiting.len());
             self.filters[filter].waiting.push(key);
             if let Some(subscriber) = self.get_mut(key) {
                 subscriber.waiting = Some(place);
@@ -355,7 +379,7 @@ impl<W> Hub<W> {
                 live.found_for = serial;
                 live.last_match = batch.last();
                 for key in live.waiting.drain(..) {
-                    if let Some(subscriber) = subscribers.get_mut(key.at) {
+                    if let Some(subscriber) = subscribers.get_mut(long(key.at)) {
                         subscriber.waiting = None;
                         subscriber.jump = batch.after();
                         wakes.extend(subscriber.wake.take());
@@ -453,7 +477,7 @@ impl<W> Hub<W> {
         let subscribers = &mut self.subscribers;
         let mut wakes = Vec::new();
         self.wheel.turn(now, &mut |key, heartbeat| {
-            let subscriber = subscribers.get_mut(key.at).filter(|s| s.serial == key.serial)?;
+            let subscriber = subscribers.get_mut(long(key.at)).filter(|s| s.serial == key.serial)?;
             let due = subscriber.sent + heartbeat;
             if due > now {
                 return Some(due);

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
-use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::event::{EventId, Millis, NewEvent};
-use crate::hub::{self, Hub};
+use crate::hub::{self, Hub, wake};
 use crate::metrics::Metrics;
 use crate::sequencer::local::{self, Refusal, Request};
 use crate::sse::Form;
@@ -176,7 +175,7 @@ pub struct Log {
 }
 
 struct Inner {
-    source: Source,
+    source: Arc<Source>,
     name: Arc<str>,
     requests: Sender<Request>,
     waiting: Arc<Semaphore>,
@@ -241,7 +240,7 @@ impl Log {
         .map_err(OpenError::Thread)?;
         let inner = Inner {
             name: store.name(),
-            source: Source { store, hub, reads: Arc::new(Semaphore::new(READS_MAX)), clock: uptime, metrics },
+            source: Arc::new(Source { store, hub, reads: Arc::new(Semaphore::new(READS_MAX)), clock: uptime, metrics }),
             requests,
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT)),
             refusal,
@@ -402,7 +401,7 @@ impl Log {
     /// A stream of frames from `start` on. Nothing is read before it is polled.
     #[must_use]
     pub fn subscribe(&self, filter: &Arc<Filter>, start: Start, options: SubscribeOptions) -> Subscription {
-        Subscription::new(self.inner.source.clone(), filter, start, options)
+        Subscription::new(&self.inner.source, filter, start, options)
     }
 
     /// At most `limit` events from `start` on; waits up to `wait` until there is one.
@@ -431,7 +430,7 @@ impl Log {
                 (cursor, found) =
                     source.blocking(move |store| gather(store, &filter, after, upto, limit, page)).await?;
                 // Judged after the read: what a trim took meanwhile was either read, or is told.
-                let floor = source.hub.lock().floor(attached.key);
+                let floor = source.hub.lock().floor(attached.key());
                 if floor.id > told && after < floor.id {
                     told = floor.id;
                     gap = gap.or(Gap::below(floor, after));
@@ -508,7 +507,7 @@ impl Log {
     /// Ends every subscription with [`StreamError::Draining`], and every page that waits with what it has.
     pub fn drain(&self) {
         let wakes = self.inner.source.hub.lock().drain();
-        wakes.into_iter().for_each(Waker::wake);
+        wake::all(wakes);
     }
 
     /// Waits for what is being appended, then closes the store. Later appends are answered [`AppendError::Closed`].

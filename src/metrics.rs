@@ -165,25 +165,6 @@ impl Metrics {
     }
 }
 
-/// One more on a gauge, for as long as this lives.
-#[derive(Debug)]
-#[must_use = "it is counted only while this lives"]
-pub struct Counted(Gauge);
-
-impl Counted {
-    /// Adds one to `gauge`.
-    pub fn on(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,18 +234,6 @@ mod tests {
         ] {
             assert_eq!(sample(&text, name), value, "{name}");
         }
-    }
-
-    #[test]
-    fn what_is_open_is_counted_while_it_lives() {
-        let metrics = metrics();
-        let one = Counted::on(&metrics.connections);
-        let two = Counted::on(&metrics.connections);
-        assert_eq!(metrics.connections.get(), 2);
-        drop(one);
-        assert_eq!(metrics.connections.get(), 1);
-        drop(two);
-        assert_eq!(metrics.connections.get(), 0);
     }
 
     /// The rules of OpenMetrics that a scraper rejects a text for: families in one piece, each with its type and its

@@ -6,23 +6,24 @@
 mod conn;
 mod io;
 mod pace;
+mod wire;
 
 use std::future::Future;
 use std::io::Result;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
 
 use crate::http::answer::Body;
 use crate::http::{Api, Peer};
-use crate::metrics::Counted;
 use prometheus_client::metrics::gauge::Gauge;
+use wire::Wire;
 
 pub use conn::RequestBody;
 
@@ -47,6 +48,9 @@ pub struct Options {
     pub header_timeout: Duration,
     /// Most bytes of a request's head; beyond it the answer is 431.
     pub header_bytes_max: u32,
+    /// Threads that serve streams of the log over HTTP/1.1, thousands each; 0 leaves them to hyper, a task each. Where there is no
+    /// epoll it is always so.
+    pub wire_threads: usize,
     /// Counts the open sockets.
     pub connections: Gauge,
 }
@@ -60,6 +64,7 @@ impl Default for Options {
             connections_max: 0,
             header_timeout: Duration::from_secs(30),
             header_bytes_max: 64 * 1024,
+            wire_threads: wire::threads_on_this_machine(),
             connections: Gauge::default(),
         }
     }
@@ -94,6 +99,41 @@ pub struct Server {
     options: Options,
 }
 
+/// Places for connections, and the gauge that counts who has one.
+struct Places {
+    free: Semaphore,
+    connections: Gauge,
+}
+
+impl Places {
+    fn new(places: usize, connections: &Gauge) -> Arc<Self> {
+        Arc::new(Self { free: Semaphore::new(places), connections: connections.clone() })
+    }
+}
+
+/// A connection's place; it is one until this is dropped. Small, as every idle stream has one.
+struct Seat {
+    places: Arc<Places>,
+    /// The drain waits for it.
+    _tracked: TaskTrackerToken,
+}
+
+impl Seat {
+    /// A place, when one is free.
+    fn take(places: &Arc<Places>, tasks: &TaskTracker) -> Option<Self> {
+        places.free.try_acquire().ok()?.forget();
+        places.connections.inc();
+        Some(Self { places: Arc::clone(places), _tracked: tasks.token() })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.places.connections.dec();
+        self.places.free.add_permits(1);
+    }
+}
+
 /// What all connections share.
 struct Shared {
     options: Options,
@@ -102,6 +142,7 @@ struct Shared {
     /// Cancelled when they are to end at once.
     kill: CancellationToken,
     tasks: TaskTracker,
+    wire: OnceLock<Wire>,
 }
 
 impl Server {
@@ -137,7 +178,9 @@ impl Server {
             drain: CancellationToken::new(),
             kill: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            wire: OnceLock::new(),
         });
+        start_wire(&handler, &shared);
         tokio::select! {
             () = accept(&listener, &handler, &shared) => {}
             () = stop => {}
@@ -149,17 +192,51 @@ impl Server {
         if tokio::time::timeout(drain_timeout, shared.tasks.wait()).await.is_err() {
             tracing::warn!(connections = shared.tasks.len(), "closing what did not end within drain_timeout");
             shared.kill.cancel();
+            stop_wire(&shared).await;
             shared.tasks.wait().await;
         }
+        stop_wire(&shared).await;
+    }
+}
+
+/// Starts the threads that streams are handed to; without them hyper serves all.
+fn start_wire<H: Handle>(handler: &H, shared: &Arc<Shared>) {
+    let threads = shared.options.wire_threads;
+    if threads == 0 {
+        return;
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let give_back: Arc<wire::GiveBack> = {
+        // Weak, since what is shared holds the wire.
+        let (handler, weak, runtime) = (handler.clone(), Arc::downgrade(shared), runtime.clone());
+        Arc::new(move |back| {
+            if let Some(shared) = weak.upgrade() {
+                let (handler, tasks) = (handler.clone(), shared.tasks.clone());
+                tasks.spawn_on(async move { conn::resume(back, handler, &shared).await }, &runtime);
+            }
+        })
+    };
+    match Wire::start(threads, shared.options.write_timeout, &runtime, &give_back) {
+        Ok(wire) => drop(shared.wire.set(wire)),
+        Err(error) => tracing::warn!(%error, "cannot start the threads for streams; each has a task instead"),
+    }
+}
+
+async fn stop_wire(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let stop = move || shared.wire.get().map(Wire::stop);
+    if tokio::task::spawn_blocking(stop).await.is_err() {
+        tracing::error!("the threads for streams did not stop");
     }
 }
 
 async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(match shared.options.connections_max {
+    let most = match shared.options.connections_max {
         0 => Semaphore::MAX_PERMITS,
         max => max.min(Semaphore::MAX_PERMITS),
-    }));
-    let refusals = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
+    };
+    let places = Places::new(most, &shared.options.connections);
+    let refusals = Places::new(TURNED_AWAY_MAX, &shared.options.connections);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -173,27 +250,22 @@ async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Sha
                 continue;
             }
         };
-        let Some((place, peer)) = place(&places, &refusals) else { continue };
+        let Some((seat, peer)) = seat(&places, &refusals, &shared.tasks) else { continue };
         if let Err(error) = prepare(&stream, &shared.options) {
             tracing::debug!(%error, "a connection was gone before it was served");
             continue;
         }
-        let counted = Counted::on(&shared.options.connections);
         let (handler, shared_with) = (handler.clone(), Arc::clone(shared));
-        shared.tasks.spawn(async move {
-            conn::serve(stream, peer, handler, &shared_with).await;
-            drop((place, counted));
-        });
+        shared.tasks.spawn(async move { conn::serve(stream, peer, seat, handler, &shared_with).await });
     }
 }
 
 /// A place among the connections, or among those that are told that there is none.
-fn place(places: &Arc<Semaphore>, refusals: &Arc<Semaphore>) -> Option<(OwnedSemaphorePermit, Peer)> {
-    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        return Some((place, Peer { turned_away: false }));
+fn seat(places: &Arc<Places>, refusals: &Arc<Places>, tasks: &TaskTracker) -> Option<(Seat, Peer)> {
+    if let Some(seat) = Seat::take(places, tasks) {
+        return Some((seat, Peer { turned_away: false }));
     }
-    let refusal = Arc::clone(refusals).try_acquire_owned().ok()?;
-    Some((refusal, Peer { turned_away: true }))
+    Some((Seat::take(refusals, tasks)?, Peer { turned_away: true }))
 }
 
 fn is_of_one_connection(error: &std::io::Error) -> bool {

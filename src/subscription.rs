@@ -129,7 +129,7 @@ impl Start {
 }
 
 /// How a subscription is written, and when it ends.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     pub form: Form,
     /// After so long without a byte, a heartbeat.
@@ -193,26 +193,33 @@ pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError>
     Ok(WasRead { bytes: out.into(), upto, last })
 }
 
-/// One subscriber's cursor.
+/// Where a subscription ends that follows; no event has this id.
+const NO_END: EventId = EventId::MAX;
+
+/// One subscriber's cursor. Kept small, as idle subscribers are many.
 #[derive(Debug)]
 pub struct Subscription {
     key: SubscriberKey,
     filter: Arc<Filter>,
-    options: Options,
+    form: Form,
+    /// Milliseconds; 49 days at the most.
+    heartbeat: u32,
     log: Arc<str>,
     cursor: EventId,
     /// The last `id:` that went out.
     sent_id: EventId,
     /// When something last went out.
     sent: Millis,
-    gap: Option<Gap>,
+    /// Boxed, as few have one.
+    gap: Option<Box<Gap>>,
     /// Up to where losses were told.
     told: EventId,
-    /// With `follow: false`, where it ends.
-    until: Option<EventId>,
+    /// With `follow: false`, where it ends; else [`NO_END`].
+    until: EventId,
     /// It has not been at the edge since it began, or since it last read from disk.
     behind: bool,
-    read: Option<WasRead>,
+    /// Boxed, as those that wait have none.
+    read: Option<Box<WasRead>>,
 }
 
 impl Subscription {
@@ -233,12 +240,13 @@ impl Subscription {
             cursor: start.cursor,
             sent_id: start.cursor,
             sent: now,
-            gap: start.gap,
+            gap: start.gap.map(Box::new),
             told: 0,
-            until: (!options.follow).then_some(start.tail),
+            until: if options.follow { NO_END } else { start.tail },
             behind: true,
             read: None,
-            options,
+            form: options.form,
+            heartbeat: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX),
         }
     }
 
@@ -256,19 +264,19 @@ impl Subscription {
             self.cursor = self.cursor.max(hub.passed(self.key));
             let owes = self.gap.is_some() || floor.id > self.told && self.cursor < floor.id || self.read.is_some();
             // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
-            let place = (!owes && self.until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
+            let place = (!owes && self.until == NO_END).then(|| hub.place(self.key, self.cursor, self.sent, wake));
             (floor, place)
         };
-        if let Some(gap) = self.gap.take().or_else(|| self.gap_below(floor)) {
+        if let Some(gap) = self.gap.take().map(|gap| *gap).or_else(|| self.gap_below(floor)) {
             return self.tell(gap, now);
         }
         if let Some(read) = self.read.take() {
-            return self.hand_out(read, now);
+            return self.hand_out(*read, now);
         }
         match (place, self.until) {
-            (None, Some(until)) if self.cursor < until => Want::Read(self.reading(until)),
-            (None, Some(until)) => self.finish(until, now),
-            (None, None) => Want::Yield,
+            (None, NO_END) => Want::Yield,
+            (None, until) if self.cursor < until => Want::Read(self.reading(until)),
+            (None, until) => self.finish(until, now),
             (Some(Place::Disk { upto }), _) => {
                 self.behind = true;
                 Want::Read(self.reading(upto))
@@ -285,7 +293,7 @@ impl Subscription {
 
     /// Hands in what a [`Want::Read`] gave.
     pub fn was_read(&mut self, read: WasRead) {
-        self.read = Some(read);
+        self.read = Some(Box::new(read));
     }
 
     fn gap_below(&mut self, floor: Floor) -> Option<Gap> {
@@ -316,7 +324,7 @@ impl Subscription {
     }
 
     fn take_share<W>(&mut self, hub: &Mutex<Hub<W>>, batch: &Batch, now: Millis) -> Want {
-        let (share, grown) = batch.share(&self.filter, self.options.form, self.cursor);
+        let (share, grown) = batch.share(&self.filter, self.form, self.cursor);
         if grown > 0 {
             hub.lock().grown(batch, grown);
         }
@@ -350,11 +358,11 @@ impl Subscription {
     }
 
     fn reading(&self, upto: EventId) -> Reading {
-        Reading { filter: self.filter.clone(), form: self.options.form, after: self.cursor, upto }
+        Reading { filter: self.filter.clone(), form: self.form, after: self.cursor, upto }
     }
 
     fn is_quiet(&self, now: Millis) -> bool {
-        u128::from(now.saturating_sub(self.sent)) >= self.options.heartbeat.as_millis()
+        now.saturating_sub(self.sent) >= u64::from(self.heartbeat)
     }
 
     fn live(&mut self, now: Millis) -> Want {
@@ -364,13 +372,13 @@ impl Subscription {
 
     fn heartbeat(&mut self, now: Millis) -> Want {
         let mut out = Vec::new();
-        self.options.form.heartbeat(&mut out);
+        self.form.heartbeat(&mut out);
         self.emit(out.into(), now)
     }
 
     fn control(&mut self, id: EventId, control: &Control<'_>, now: Millis) -> Bytes {
         let mut out = Vec::new();
-        self.options.form.control(&mut out, id, control);
+        self.form.control(&mut out, id, control);
         self.sent_id = id;
         self.sent = now;
         out.into()

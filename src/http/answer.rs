@@ -2,9 +2,11 @@
 //!
 //! What holds: a stream that ends though there is more to come says so in its last bytes and then breaks off (no last
 //! chunk, `RST_STREAM`), and it breaks off only when those bytes have been written, so that they are not thrown away with
-//! the connection. Must not know requests.
+//! the connection. A stream of the log can be taken over by whoever serves the connection. Must not know requests.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::problem::Problem;
 use crate::event::EventId;
-use crate::log::StreamError;
+use crate::log::{StreamError, Subscription};
 use crate::sse::{Control, Form};
 
 /// Where a stream's bytes come from.
@@ -40,6 +42,10 @@ struct Streamed {
 
 enum State {
     Running(Source),
+    /// A stream of the log, which can be taken over.
+    Following(Box<Subscription>),
+    /// It was: here nothing more comes, and when all before it was taken, this is set.
+    TakenOver(Arc<AtomicBool>),
     /// The last bytes are with the connection; when they have been written this is dropped at the other end.
     Ending(oneshot::Receiver<()>),
     Ended,
@@ -88,11 +94,34 @@ impl Body {
     /// A stream of `source`, after its `retry:`.
     #[must_use]
     pub fn stream(framing: Framing, source: Source) -> Self {
+        Self::begun(framing, State::Running(source))
+    }
+
+    /// A stream of the log, after its `retry:`.
+    #[must_use]
+    pub fn follow(framing: Framing, subscription: Subscription) -> Self {
+        Self::begun(framing, State::Following(Box::new(subscription)))
+    }
+
+    fn begun(framing: Framing, state: State) -> Self {
         let Framing { form, retry, chunk_bytes_max } = framing;
         let mut first = Vec::new();
         form.retry(&mut first, jittered(retry));
-        let next = Bytes::from(first);
-        Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next, state: State::Running(source) })))
+        Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next: first.into(), state })))
+    }
+
+    /// Takes the stream over, when it is one of the log: all that comes after its head and its `retry:` is then the
+    /// caller's to write. This body stays open.
+    pub fn take_over(&mut self) -> Option<TakenOver> {
+        let Kind::Stream(stream) = &mut self.0 else { return None };
+        if !matches!(stream.state, State::Following(_)) {
+            return None;
+        }
+        let begun = Arc::new(AtomicBool::new(false));
+        let state = std::mem::replace(&mut stream.state, State::TakenOver(Arc::clone(&begun)));
+        let State::Following(subscription) = state else { return None };
+        let farewell = Farewell::new(stream.form, stream.retry);
+        Some(TakenOver { subscription: *subscription, farewell, begun })
     }
 
     /// A stream that sends its client away, to come back later from `cursor`.
@@ -110,6 +139,38 @@ impl Body {
             Kind::Full(bytes) => Some(bytes.len() as u64),
             Kind::Stream(_) => None,
         }
+    }
+}
+
+/// A stream that is served by other means than its body.
+pub struct TakenOver {
+    /// What comes after the first bytes.
+    pub subscription: Subscription,
+    /// What it says at an improper end.
+    pub farewell: Farewell,
+    /// Set when the connection has taken all that the body has.
+    pub begun: Arc<AtomicBool>,
+}
+
+/// The last bytes of a stream that breaks off. Small, as every idle stream has one.
+#[derive(Debug, Clone, Copy)]
+pub struct Farewell {
+    retry_ms: u32,
+    form: Form,
+}
+
+impl Farewell {
+    /// For streams in this form, whose clients are to wait for `retry`.
+    #[must_use]
+    pub fn new(form: Form, retry: Duration) -> Self {
+        Self { retry_ms: u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), form }
+    }
+
+    /// When to come back, and why it ended; after these bytes the stream breaks off without its proper end.
+    #[must_use]
+    pub fn words(self, error: StreamError) -> Vec<u8> {
+        let retry = Duration::from_millis(self.retry_ms.into());
+        last_words(self.form, retry, cursor_of(&error), &error.into())
     }
 }
 
@@ -141,20 +202,13 @@ impl Streamed {
                 let n = self.next.len().min(self.chunk_bytes_max);
                 return Poll::Ready(Ok(Some(self.next.split_to(n))));
             }
-            match &mut self.state {
-                State::Running(source) => match ready!(source.as_mut().poll_next(cx)) {
-                    Some(Ok(bytes)) => self.next = bytes,
-                    Some(Err(error)) => {
-                        let cursor = match &error {
-                            StreamError::Draining { cursor } | StreamError::Storage { cursor, .. } => *cursor,
-                        };
-                        (self.next, self.state) = break_off(self.form, self.retry, cursor, &error.into());
-                    }
-                    None => {
-                        self.state = State::Ended;
-                        return Poll::Ready(Ok(None));
-                    }
-                },
+            let polled = match &mut self.state {
+                State::Running(source) => source.as_mut().poll_next(cx),
+                State::Following(subscription) => Pin::new(&mut **subscription).poll_next(cx),
+                State::TakenOver(begun) => {
+                    begun.store(true, Ordering::Release);
+                    return Poll::Pending;
+                }
                 State::Ending(written) => {
                     // Nothing is ever sent: the sender lies in the last bytes and is dropped with them. They are dropped
                     // when all of them are in the socket (HTTP/1.1, whose writes are queued, not copied) or in the
@@ -164,17 +218,39 @@ impl Streamed {
                     return Poll::Ready(Err(BrokenOff));
                 }
                 State::Ended => return Poll::Ready(Ok(None)),
+            };
+            match ready!(polled) {
+                Some(Ok(bytes)) => self.next = bytes,
+                Some(Err(error)) => {
+                    let cursor = cursor_of(&error);
+                    (self.next, self.state) = break_off(self.form, self.retry, cursor, &error.into());
+                }
+                None => {
+                    self.state = State::Ended;
+                    return Poll::Ready(Ok(None));
+                }
             }
         }
     }
 }
 
 fn break_off(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -> (Bytes, State) {
+    let bytes = last_words(form, retry, cursor, problem);
+    let (sender, receiver) = oneshot::channel();
+    (Bytes::from_owner(Last { bytes, _written: sender }), State::Ending(receiver))
+}
+
+fn last_words(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -> Vec<u8> {
     let mut bytes = Vec::new();
     form.retry(&mut bytes, jittered(retry));
     form.control(&mut bytes, cursor, &Control::Error { problem: &problem.json() });
-    let (sender, receiver) = oneshot::channel();
-    (Bytes::from_owner(Last { bytes, _written: sender }), State::Ending(receiver))
+    bytes
+}
+
+fn cursor_of(error: &StreamError) -> EventId {
+    match error {
+        StreamError::Draining { cursor } | StreamError::Storage { cursor, .. } => *cursor,
+    }
 }
 
 /// `around` ±50%, so that clients sent away together do not come back together.

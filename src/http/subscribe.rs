@@ -85,8 +85,8 @@ async fn stream(
     stream_headers(response.headers_mut(), form);
     if request.method != Method::HEAD {
         let options = SubscribeOptions { form, heartbeat: api.inner.options.heartbeat, follow };
-        let source = Box::pin(log.subscribe(&asked.filter, start, options));
-        *response.body_mut() = Body::stream(framing(api, request, form), source);
+        let subscription = log.subscribe(&asked.filter, start, options);
+        *response.body_mut() = Body::follow(framing(api, request, form), subscription);
     }
     Ok(response)
 }

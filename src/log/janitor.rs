@@ -5,7 +5,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::task::Waker;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -13,7 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::event::Millis;
-use crate::hub::Hub;
+use crate::hub::{
+    Hub,
+    wake::{self, Wake},
+};
 use crate::sequencer::local::Request;
 use crate::store::{Policy, Store, StoreError};
 
@@ -42,7 +44,7 @@ impl Janitor {
         store: Arc<dyn Store>,
         requests: Sender<Request>,
         (policy, clock): (Policy, fn() -> Millis),
-        hub: Arc<Mutex<Hub<Waker>>>,
+        hub: Arc<Mutex<Hub<Wake>>>,
         (heartbeat, uptime): (Duration, fn() -> Millis),
     ) -> io::Result<Self> {
         let mut janitor = Self { stop: Vec::new(), threads: Vec::new() };
@@ -57,7 +59,7 @@ impl Janitor {
         })?;
         janitor.every("heartbeat", (heartbeat / 32).clamp(BEAT_MIN, BEAT_MAX), move || {
             let wakes = hub.lock().beat(uptime());
-            wakes.into_iter().for_each(Waker::wake);
+            wake::all(wakes);
         })?;
         Ok(janitor)
     }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::{Appended, Sequencer};
 use crate::event::{Event, EventRef, EventType, Key, Millis, NewEvent};
 use crate::hub::Hub;
+use crate::hub::wake::{self, Wake};
 use crate::metrics::Metrics;
 use crate::sse::GapReason;
 use crate::store::{Durability, Floor, Limits, Scan, Store, StoreError, Trim};
@@ -54,7 +54,7 @@ pub type Refusal = Arc<RwLock<Option<StoreError>>>;
 /// What the thread needs.
 pub struct Parts {
     pub store: Arc<dyn Store>,
-    pub hub: Arc<Mutex<Hub<Waker>>>,
+    pub hub: Arc<Mutex<Hub<Wake>>>,
     pub durability: Durability,
     pub clock: fn() -> Millis,
     pub refusal: Refusal,
@@ -179,7 +179,7 @@ impl Writer {
                 drop(permit);
                 drop(answer.send(Ok(appended)));
             }
-            wakes.into_iter().for_each(Waker::wake);
+            wake::all(wakes);
         }
     }
 
@@ -229,7 +229,7 @@ impl Writer {
     /// After a failed write: opens the store again, and delivers what of the failed batch is in the log after all.
     fn reopen(&mut self) {
         let done = self.parts.store.room(0).and_then(|()| self.parts.store.reopen());
-        let done = done.and_then(|()| catch_up(&*self.parts.store, &self.parts.hub, Waker::wake));
+        let done = done.and_then(|()| catch_up(&*self.parts.store, &self.parts.hub, wake::all));
         match done {
             Ok(()) => {
                 // A floor whose write had failed may be there after all; now readers know of it.
@@ -281,7 +281,7 @@ pub fn tell_floors<W>(hub: &mut Hub<W>, rose: Vec<Trim>) {
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(W)) -> Result<(), StoreError> {
+pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)) -> Result<(), StoreError> {
     let (mut after, tail) = (hub.lock().tail(), store.tail());
     let all = Filter::all();
     while after < tail {
@@ -291,7 +291,7 @@ pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(W)) -> 
             ControlFlow::Continue(())
         })?;
         let wakes = hub.lock().push(found);
-        wakes.into_iter().for_each(&wake);
+        wake(wakes);
     }
     // In one hold of the lock: who reads over the skipped ids must know of them by then. And filter by filter: one topic's floor is
     // no reason to forget, or to miss, what the ring holds of others.

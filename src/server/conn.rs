@@ -10,17 +10,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::header::CONNECTION;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{HeaderMap, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::io::Socket;
 use super::pace::{Paced, Streams};
-use super::{Handle, Shared};
+use super::wire::{Fresh, GivenBack};
+use super::{Handle, Seat, Shared};
 use crate::http::Peer;
+use crate::http::answer::TakenOver;
 
 /// With these bytes an HTTP/2 connection begins; no HTTP/1 method is called so.
 const PREFACE: &[u8; 4] = b"PRI ";
@@ -42,7 +46,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const TURNED_AWAY_TIME: Duration = Duration::from_secs(1);
 
 /// Serves `stream` until it ends, or the server does.
-pub async fn serve<H: Handle>(mut stream: TcpStream, peer: Peer, handler: H, shared: &Shared) {
+pub async fn serve<H: Handle>(mut stream: TcpStream, peer: Peer, seat: Seat, handler: H, shared: &Shared) {
     let served = async {
         let looked_at = tokio::select! {
             looked_at = tokio::time::timeout(shared.options.header_timeout, look(&mut stream)) => looked_at,
@@ -52,9 +56,29 @@ pub async fn serve<H: Handle>(mut stream: TcpStream, peer: Peer, handler: H, sha
         let is_http2 = looked_at[..] == PREFACE[..];
         let socket = Socket::new(stream, looked_at, shared.options.write_timeout);
         if is_http2 {
-            serve_http2(socket, peer, handler, shared).await;
+            // Boxed, as most connections are not, and have no need of its room.
+            Box::pin(serve_http2(socket, peer, handler, shared)).await;
+            drop(seat);
         } else {
-            serve_http1(socket, peer, handler, shared).await;
+            serve_http1(socket, peer, seat, handler, shared).await;
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = shared.kill.cancelled() => {}
+    }
+}
+
+/// Serves a connection on which a stream has ended properly.
+pub async fn resume<H: Handle>(back: GivenBack, handler: H, shared: &Shared) {
+    let GivenBack { socket, ahead, seat } = back;
+    let served = async {
+        match TcpStream::from_std(socket) {
+            Ok(stream) => {
+                let socket = Socket::new(stream, ahead, shared.options.write_timeout);
+                serve_http1(socket, Peer { turned_away: false }, seat, handler, shared).await;
+            }
+            Err(error) => tracing::debug!(%error, "a connection cannot go on"),
         }
     };
     tokio::select! {
@@ -76,15 +100,50 @@ async fn look(stream: &mut TcpStream) -> std::io::Result<Bytes> {
     Ok(Bytes::copy_from_slice(&bytes[..len]))
 }
 
-async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: &Shared) {
-    let unread = Arc::new(AtomicBool::new(false));
+/// What a connection's service tells the task that serves the connection.
+#[derive(Default)]
+struct Ties {
+    /// The last request's body was let go before its end.
+    unread: AtomicBool,
+    /// A stream that is to be served on the wire.
+    taken: Mutex<Option<Taken>>,
+}
+
+struct Taken {
+    stream: TakenOver,
+    keep_alive: bool,
+}
+
+impl Ties {
+    /// Whether a stream was taken over, and its head is with the connection.
+    fn is_begun(&self) -> bool {
+        self.taken.lock().as_ref().is_some_and(|taken| taken.stream.begun.load(Ordering::Acquire))
+    }
+}
+
+/// Why hyper is done with a connection.
+enum Done {
+    Ended(hyper::Result<()>),
+    /// A stream has begun that needs it no more.
+    Begun,
+}
+
+async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler: H, shared: &Shared) {
+    let ties = Arc::new(Ties::default());
+    let waiting = socket.waiting();
     let service = {
-        let unread = Arc::clone(&unread);
+        let (ties, has_wire) = (Arc::clone(&ties), shared.wire.get().is_some());
         service_fn(move |request: Request<Incoming>| {
-            let (handler, unread) = (handler.clone(), Arc::clone(&unread));
+            let (handler, ties) = (handler.clone(), Arc::clone(&ties));
             Box::pin(async move {
-                let request = request.map(|body| RequestBody { body, unread });
-                Ok::<_, Infallible>(handler.handle(request, peer).await)
+                let on_wire = has_wire && request.version() == Version::HTTP_11;
+                let keep_alive = request.body().is_end_stream() && !asks_to_close(request.headers());
+                let request = request.map(|body| RequestBody { body, ties: Arc::clone(&ties) });
+                let mut response = handler.handle(request, peer).await;
+                if on_wire && let Some(stream) = response.body_mut().take_over() {
+                    *ties.taken.lock() = Some(Taken { stream, keep_alive });
+                }
+                Ok::<_, Infallible>(response)
             })
         })
     };
@@ -100,27 +159,61 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: 
         .keep_alive(!peer.turned_away)
         .serve_connection(TokioIo::new(socket), service);
     let mut draining = false;
-    let ended = loop {
+    let poll = |cx: &mut Context<'_>, connection: &mut http1::Connection<_, _>| {
+        match connection.poll_without_shutdown(cx) {
+            Poll::Ready(ended) => Poll::Ready(Done::Ended(ended)),
+            // hyper writes all that it has before it waits, so what is not written yet waits in the socket.
+            Poll::Pending if ties.is_begun() && !waiting.load(Ordering::Relaxed) => Poll::Ready(Done::Begun),
+            Poll::Pending => Poll::Pending,
+        }
+    };
+    let done = loop {
         tokio::select! {
-            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
+            done = poll_fn(|cx| poll(cx, &mut connection)) => break done,
             () = shared.drain.cancelled(), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
+    let parts = connection.into_parts();
+    let (socket, unread) = (parts.io.into_inner(), ties.unread.load(Ordering::Relaxed));
+    match done {
+        Done::Begun => hand_over(socket, parts.read_buf, unread, &ties, seat, shared),
+        Done::Ended(ended) => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke off");
+            }
+            socket.finish(unread).await;
+        }
     }
-    let socket = connection.into_parts().io.into_inner();
-    socket.finish(unread.load(Ordering::Relaxed)).await;
+}
+
+/// Lets the wire serve the rest.
+fn hand_over(socket: Socket, ahead: Bytes, unread: bool, ties: &Ties, seat: Seat, shared: &Shared) {
+    let (Some(Taken { stream, keep_alive }), Some(wire)) = (ties.taken.lock().take(), shared.wire.get()) else {
+        return;
+    };
+    match socket.into_std() {
+        Ok(socket) => {
+            let keep_alive = keep_alive && !shared.drain.is_cancelled();
+            wire.take(Fresh { socket, ahead, keep_alive, unread, stream, seat });
+        }
+        Err(error) => tracing::warn!(%error, "a stream cannot be followed"),
+    }
+}
+
+/// Whether the connection ends with this request's answer.
+fn asks_to_close(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    options.any(|value| value.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
 }
 
 async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: &Shared) {
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = handler.clone();
         async move {
-            let request = request.map(|body| RequestBody { body, unread: Arc::default() });
+            let request = request.map(|body| RequestBody { body, ties: Arc::default() });
             let response: Response<_> = handler.handle(request, peer).await;
             Ok::<_, Infallible>(response.map(Paced::new))
         }
@@ -163,7 +256,7 @@ async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: 
 /// A request's body, which tells when it is let go before its end.
 pub struct RequestBody {
     body: Incoming,
-    unread: Arc<AtomicBool>,
+    ties: Arc<Ties>,
 }
 
 impl HttpBody for RequestBody {
@@ -186,7 +279,7 @@ impl HttpBody for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if !self.body.is_end_stream() {
-            self.unread.store(true, Ordering::Relaxed);
+            self.ties.unread.store(true, Ordering::Relaxed);
         }
     }
 }

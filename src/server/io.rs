@@ -5,6 +5,8 @@
 use std::future::Future as _;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,13 +27,28 @@ pub struct Socket {
     write_timeout: Duration,
     /// Runs while a write waits; made when one first does.
     timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// A write waits. Seen from outside, where the socket itself is within hyper.
+    waiting: Arc<AtomicBool>,
 }
 
 impl Socket {
     /// `stream`, of which `looked_at` was already read.
     pub fn new(stream: TcpStream, looked_at: Bytes, write_timeout: Duration) -> Self {
-        Self { stream, looked_at, write_timeout, timer: None, waiting: false }
+        Self { stream, looked_at, write_timeout, timer: None, waiting: Arc::default() }
+    }
+
+    /// Whether a write waits: it stays true to this socket wherever that is.
+    pub fn waiting(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.waiting)
+    }
+
+    /// The socket itself, non-blocking. Bytes that were looked at must have been read.
+    ///
+    /// # Errors
+    /// When the runtime cannot let it go.
+    pub fn into_std(self) -> Result<std::net::TcpStream> {
+        debug_assert!(self.looked_at.is_empty(), "the head of a request holds at least these");
+        self.stream.into_std()
     }
 
     /// Ends the connection. With `unread`, bytes of its last request may still be coming: closing a socket that has unread
@@ -48,13 +65,12 @@ impl Socket {
     /// Passes on what a write came to; one that has waited for `write_timeout` since the last byte went out fails.
     fn watched(&mut self, cx: &mut Context<'_>, written: Poll<Result<usize>>) -> Poll<Result<usize>> {
         if written.is_ready() {
-            self.waiting = false;
+            self.waiting.store(false, Ordering::Relaxed);
             return written;
         }
         let deadline = Instant::now() + self.write_timeout;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if !self.waiting {
-            self.waiting = true;
+        if !self.waiting.swap(true, Ordering::Relaxed) {
             timer.as_mut().reset(deadline);
         }
         if timer.as_mut().poll(cx).is_pending() {
@@ -75,6 +91,10 @@ impl AsyncRead for Socket {
         let n = this.looked_at.len().min(into.remaining());
         into.put_slice(&this.looked_at[..n]);
         this.looked_at.advance(n);
+        // What follows is most often there too, and hyper doubles a buffer of which the first read leaves a part. After an error the end comes.
+        if this.looked_at.is_empty() && into.remaining() > 0 {
+            let _ = Pin::new(&mut this.stream).poll_read(cx, into);
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -38,6 +38,7 @@ struct State {
     lasts: BTreeMap<Topic, EventId>,
     retention: BTreeMap<Topic, Limits>,
     failing: Failing,
+    unreadable: bool,
     /// How many ids the next reopening skips.
     skip: u64,
 }
@@ -77,6 +78,11 @@ impl ModelStore {
     /// Makes the next [`Store::reopen`] leave a hole of so many ids.
     pub fn skip_ids(&self, ids: u64) {
         self.state.lock().skip = ids;
+    }
+
+    /// Makes scans fail, or succeed again.
+    pub fn set_unreadable(&self, unreadable: bool) {
+        self.state.lock().unreadable = unreadable;
     }
 }
 
@@ -217,6 +223,9 @@ impl Store for ModelStore {
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
         let state = self.state.lock();
+        if state.unreadable {
+            return Err(StoreError::Io { doing: "reading", cause: "the model was told to fail".into() });
+        }
         let max = if self.scan_max == 0 { SCAN_RECORDS_MAX } else { self.scan_max };
         if scan.after >= scan.upto {
             return Ok(scan.after);

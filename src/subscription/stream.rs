@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -14,16 +14,16 @@ use tokio::sync::Semaphore;
 
 use super::{Options, Reading, Start, Subscription, Want, WasRead, read};
 use crate::event::{EventId, Millis};
+use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::topic::Filter;
 
 /// What every stream of a log draws from.
-#[derive(Clone)]
 pub struct Source {
     pub store: Arc<dyn Store>,
-    pub hub: Arc<Mutex<Hub<Waker>>>,
+    pub hub: Arc<Mutex<Hub<Wake>>>,
     /// How many reads may run at once.
     pub reads: Arc<Semaphore>,
     /// Never goes back; when it began does not matter.
@@ -61,28 +61,40 @@ impl Source {
 
     /// Attaches a subscriber that begins at `start`.
     #[must_use]
-    pub fn attach(&self, filter: &Arc<Filter>, start: &Start) -> Attached {
+    pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, start: &Start) -> Attached {
         let (key, rose) = self.hub.lock().attach(filter, (self.clock)(), start.trims);
         if rose {
             // After attaching, so that a trim in between is either told by the hub or already in the store's floor.
             let floor = self.store.floor(filter);
             self.hub.lock().raise_floor(key, floor);
         }
-        Attached { hub: self.hub.clone(), key }
+        Attached { source: self.clone(), key }
     }
 }
 
 /// A place in the hub; let go when dropped.
 pub struct Attached {
-    hub: Arc<Mutex<Hub<Waker>>>,
-    pub key: SubscriberKey,
+    source: Arc<Source>,
+    key: SubscriberKey,
 }
 
 impl Attached {
+    /// Its place.
+    #[must_use]
+    pub fn key(&self) -> SubscriberKey {
+        self.key
+    }
+
+    /// What it draws from.
+    #[must_use]
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
     /// Ready, with `true`, when something that matches may lie beyond `cursor`; with `false` when nothing more comes.
     pub fn poll_past(&self, cursor: EventId, cx: &mut Context<'_>) -> Poll<bool> {
-        let mut hub = self.hub.lock();
-        match hub.place(self.key, cursor, 0, || cx.waker().clone()) {
+        let mut hub = self.source.hub.lock();
+        match hub.place(self.key, cursor, 0, || Wake::Task(cx.waker().clone())) {
             Place::Edge { .. } => Poll::Pending,
             Place::Drained => Poll::Ready(false),
             Place::Disk { .. } | Place::Ring(_) | Place::Walking { .. } => Poll::Ready(true),
@@ -92,7 +104,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.hub.lock().detach(self.key);
+        self.source.hub.lock().detach(self.key);
     }
 }
 
@@ -110,7 +122,6 @@ type ReadFuture = Pin<Box<dyn Future<Output = Result<WasRead, StoreError>> + Sen
 /// A stream of bytes in the chosen form, in whole frames.
 pub struct Stream {
     machine: Subscription,
-    source: Source,
     attached: Attached,
     reading: Option<ReadFuture>,
     ended: bool,
@@ -119,11 +130,12 @@ pub struct Stream {
 impl Stream {
     /// A stream for `filter` that begins at `start`.
     #[must_use]
-    pub fn new(source: Source, filter: &Arc<Filter>, start: Start, options: Options) -> Self {
+    pub fn new(source: &Arc<Source>, filter: &Arc<Filter>, start: Start, options: Options) -> Self {
         let attached = source.attach(filter, &start);
-        let machine =
-            Subscription::new(attached.key, filter.clone(), source.store.name(), start, options, (source.clock)());
-        Self { machine, source, attached, reading: None, ended: false }
+        // Equal filters are kept once.
+        let filter = source.hub.lock().filter(attached.key).unwrap_or_else(|| filter.clone());
+        let machine = Subscription::new(attached.key, filter, source.store.name(), start, options, (source.clock)());
+        Self { machine, attached, reading: None, ended: false }
     }
 
     /// Everything that matches up to here was handed out.
@@ -132,8 +144,14 @@ impl Stream {
         self.machine.cursor()
     }
 
+    /// The parts, for another driver: only before it was first polled, as what was begun for it is forgotten.
+    #[must_use]
+    pub fn into_parts(self) -> (Subscription, Attached) {
+        (self.machine, self.attached)
+    }
+
     fn emit(&self, bytes: Bytes) -> Poll<Option<Result<Bytes, StreamError>>> {
-        self.source.metrics.bytes_delivered.inc_by(bytes.len() as u64);
+        self.attached.source.metrics.bytes_delivered.inc_by(bytes.len() as u64);
         Poll::Ready(Some(Ok(bytes)))
     }
 
@@ -163,16 +181,17 @@ impl futures_core::Stream for Stream {
                 }
                 this.reading = None;
             }
-            let now = (this.source.clock)();
-            match this.machine.next(&this.attached.hub, now, || cx.waker().clone()) {
+            let source = &this.attached.source;
+            let now = (source.clock)();
+            match this.machine.next(&source.hub, now, || Wake::Task(cx.waker().clone())) {
                 Want::Emit(bytes) => return this.emit(bytes),
                 Want::Tell(reason, bytes) => {
-                    this.source.metrics.gap_told(reason.as_str());
+                    source.metrics.gap_told(reason.as_str());
                     return this.emit(bytes);
                 }
                 Want::Wait => return Poll::Pending,
                 Want::Read(reading) => {
-                    let source = this.source.clone();
+                    let source = source.clone();
                     this.reading = Some(Box::pin(async move { source.read(reading).await }));
                 }
                 Want::Yield => {

@@ -302,7 +302,7 @@ impl World {
                     self.facts.holes.push(self.store.tail());
                 }
                 let wakes = Mutex::new(Vec::new());
-                catch_up(&self.store, &self.hub, |wake| wakes.lock().push(wake)).unwrap();
+                catch_up(&self.store, &self.hub, |woken| wakes.lock().extend(woken)).unwrap();
                 self.sequencer.resume(self.store.tail(), self.store.last_time());
                 self.wake(&wakes.into_inner());
                 Writer::Idle

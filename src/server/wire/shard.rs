@@ -1,0 +1,359 @@
+//! A thread of the wire: its followers, whose turn it is, and the epoll loop.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io::Result;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use slab::Slab;
+use tokio::runtime::Handle;
+
+use super::chunk::{Chunk, Unsent};
+use super::follower::{Abort, Doing, End, Follower, Then, Thrown};
+use super::inbox::{Inbox, Mail, ReadDone};
+use super::{Fresh, GiveBack};
+use crate::hub::wake::Door;
+use crate::subscription::Reading;
+
+/// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
+const TURNS_MAX: usize = 256;
+
+/// Sockets that are told of at once.
+const EVENTS_MAX: usize = 1024;
+
+/// How long a client that is still sending, though its stream has ended, is listened to.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The bell's number among the sockets': no place and serial make it, as places are below 2^32 − 1.
+const BELL: u64 = u64::MAX;
+
+/// When a follower is to be looked at; it may have gone, or have a later one by then.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Deadline {
+    at: Instant,
+    place: u32,
+    serial: u32,
+}
+
+pub struct Shard {
+    epoll: OwnedFd,
+    inbox: Arc<Inbox>,
+    door: Arc<dyn Door>,
+    write_timeout: Duration,
+    runtime: Handle,
+    give_back: Arc<GiveBack>,
+    followers: Slab<Follower>,
+    serial: u32,
+    /// Whose turn it is; each follower is in it at most once.
+    turns: VecDeque<u32>,
+    /// At most two for each follower that is or was doing something.
+    deadlines: BinaryHeap<Reverse<Deadline>>,
+    chunk: Chunk,
+}
+
+impl Shard {
+    /// # Errors
+    /// When there are no more files to be had.
+    pub fn new(inbox: Arc<Inbox>, write_timeout: Duration, runtime: Handle, give_back: Arc<GiveBack>) -> Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, inbox.bell(), EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        Ok(Self {
+            epoll,
+            door: Arc::clone(&inbox) as Arc<dyn Door>,
+            inbox,
+            write_timeout,
+            runtime,
+            give_back,
+            followers: Slab::new(),
+            serial: 0,
+            turns: VecDeque::new(),
+            deadlines: BinaryHeap::new(),
+            chunk: Chunk::default(),
+        })
+    }
+
+    /// Runs until the inbox is closed.
+    pub fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        let mut mail = Mail::default();
+        loop {
+            self.wait(&mut events);
+            for event in events.drain(..) {
+                self.happened(event);
+            }
+            self.inbox.take(&mut mail);
+            if mail.closed {
+                return;
+            }
+            self.read_mail(&mut mail);
+            self.expire();
+            for _ in 0..TURNS_MAX {
+                let Some(place) = self.turns.pop_front() else { break };
+                self.turn(place);
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<Event>) {
+        let timeout = if self.turns.is_empty() {
+            self.deadlines.peek().map(|Reverse(next)| next.at.saturating_duration_since(Instant::now()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        let timeout = timeout.map(|timeout| Timespec {
+            // Rounded up by the kernel to what its timers can.
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                // Nothing of what is asked can be refused; a loop that does not wait is better than one that ends.
+                tracing::error!(%error, "cannot wait for sockets");
+            }
+        }
+    }
+
+    fn read_mail(&mut self, mail: &mut Mail) {
+        for fresh in mail.fresh.drain(..) {
+            self.admit(fresh);
+        }
+        for ReadDone { place, serial, read } in mail.reads.drain(..) {
+            let Some(at) = self.get(place, serial) else { continue };
+            // What is in the machine is gathered in its turn; that a read failed is said at once.
+            match self.followers[at].was_read(read, &mut self.chunk) {
+                Some(end) => self.send(place, Then::End(end)),
+                None => self.queue(place),
+            }
+        }
+        for place in mail.woken.drain(..) {
+            self.queue(place);
+        }
+    }
+
+    /// Where a follower is, unless it has gone.
+    fn get(&self, place: u32, serial: u32) -> Option<usize> {
+        let at = place as usize;
+        self.followers.get(at).filter(|follower| follower.serial == serial).map(|_| at)
+    }
+
+    fn admit(&mut self, fresh: Fresh) {
+        self.serial = self.serial.wrapping_add(1);
+        let follower = Follower::new(fresh, self.serial);
+        let entry = self.followers.vacant_entry();
+        let place = u32::try_from(entry.key()).expect("there are fewer than four billion sockets");
+        let interest = quiet(&follower);
+        if let Err(error) = epoll::add(&self.epoll, follower.socket(), data(place, self.serial), interest) {
+            tracing::warn!(%error, "a stream cannot be followed");
+            return;
+        }
+        entry.insert(follower);
+        self.queue(place);
+    }
+
+    /// It is to be asked what is next, in its turn, unless it is doing something.
+    fn queue(&mut self, place: u32) {
+        if let Some(follower) = self.followers.get_mut(place as usize)
+            && !follower.queued
+            && follower.doing.is_none()
+        {
+            follower.queued = true;
+            self.turns.push_back(place);
+        }
+    }
+
+    fn turn(&mut self, place: u32) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        if !std::mem::take(&mut follower.queued) || follower.doing.is_some() {
+            return;
+        }
+        let then = follower.gather(&self.door, place, &mut self.chunk);
+        self.send(place, then);
+    }
+
+    /// Writes what was gathered, and goes on from there.
+    fn send(&mut self, place: u32, then: Then) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        let end = if let Then::End(end) = then { Some(end) } else { None };
+        if !self.chunk.is_empty() || end == Some(End::Proper) {
+            match follower.write(&mut self.chunk, end == Some(End::Proper)) {
+                Ok(unsent) if unsent.is_empty() => {}
+                Ok(unsent) => return self.block(place, unsent, end),
+                Err(_) => return self.remove(place),
+            }
+        }
+        match then {
+            Then::Wait => {}
+            Then::Again => self.queue(place),
+            Then::Read(reading) => self.read(place, reading),
+            Then::End(end) => self.end(place, end),
+        }
+    }
+
+    fn block(&mut self, place: u32, unsent: Unsent, end: Option<End>) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        let since = Instant::now();
+        follower.doing = Some(Box::new(Doing::Blocked { unsent, since, end }));
+        if !std::mem::replace(&mut follower.watched, true) {
+            let at = since + self.write_timeout;
+            self.deadlines.push(Reverse(Deadline { at, place, serial: follower.serial }));
+        }
+        self.listen(place, EventFlags::OUT);
+    }
+
+    /// Also listens for these, beside what a quiet follower listens for.
+    fn listen(&mut self, place: u32, more: EventFlags) {
+        let Some(follower) = self.followers.get(place as usize) else { return };
+        let (data, interest) = (data(place, follower.serial), quiet(follower) | more);
+        if let Err(error) = epoll::modify(&self.epoll, follower.socket(), data, interest) {
+            tracing::warn!(%error, "a stream cannot be followed any more");
+            self.remove(place);
+        }
+    }
+
+    fn read(&mut self, place: u32, reading: Reading) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        let (source, inbox, serial) = (follower.attached().source().clone(), Arc::clone(&self.inbox), follower.serial);
+        let task = self.runtime.spawn(async move {
+            let read = source.read(reading).await;
+            inbox.read_done(ReadDone { place, serial, read });
+        });
+        follower.doing = Some(Box::new(Doing::Reading { _task: Abort(task.abort_handle()) }));
+    }
+
+    fn happened(&mut self, event: Event) {
+        let (number, flags) = (event.data.u64(), event.flags);
+        if number == BELL {
+            return;
+        }
+        let (place, serial) = parts(number);
+        let Some(at) = self.get(place, serial) else { return };
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            return self.remove(place);
+        }
+        if self.followers[at].is_lingering() {
+            // Up to its end: what is left unread resets the connection.
+            if matches!(self.followers[at].throw_away(), Thrown::End) {
+                self.remove(place);
+            }
+            return;
+        }
+        if flags.contains(EventFlags::RDHUP) {
+            return self.remove(place);
+        }
+        if flags.contains(EventFlags::OUT) {
+            self.flush(place);
+        }
+    }
+
+    /// The socket takes bytes again.
+    fn flush(&mut self, place: u32) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        let Some(mut doing) = follower.doing.take() else { return };
+        let Doing::Blocked { unsent, since, end } = &mut *doing else {
+            follower.doing = Some(doing);
+            return;
+        };
+        match unsent.write(follower.socket()) {
+            Err(_) => return self.remove(place),
+            Ok(written) if written > 0 => *since = Instant::now(),
+            Ok(_) => {}
+        }
+        if !unsent.is_empty() {
+            follower.doing = Some(doing);
+            return;
+        }
+        let end = *end;
+        self.listen(place, EventFlags::empty());
+        match end {
+            Some(end) => self.end(place, end),
+            None => self.queue(place),
+        }
+    }
+
+    /// All bytes of the stream are with the kernel.
+    fn end(&mut self, place: u32, end: End) {
+        let Some(follower) = self.followers.get_mut(place as usize) else { return };
+        if follower.goes_on_after(end) {
+            let _ = epoll::delete(&self.epoll, follower.socket());
+            let follower = self.followers.remove(place as usize);
+            (self.give_back)(follower.give_back());
+            return;
+        }
+        if !follower.shut() {
+            return self.remove(place);
+        }
+        let until = Instant::now() + LINGER;
+        follower.doing = Some(Box::new(Doing::Lingering { until }));
+        self.deadlines.push(Reverse(Deadline { at: until, place, serial: follower.serial }));
+        self.listen(place, EventFlags::IN);
+    }
+
+    /// Closing its socket also takes it out of the epoll set, since no one else has it open.
+    fn remove(&mut self, place: u32) {
+        drop(self.followers.try_remove(place as usize));
+    }
+
+    fn expire(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while self.deadlines.peek().is_some_and(|Reverse(next)| next.at <= now) {
+            let Some(Reverse(Deadline { place, serial, .. })) = self.deadlines.pop() else { return };
+            let Some(at) = self.get(place, serial) else { continue };
+            let follower = &mut self.followers[at];
+            match follower.deadline(self.write_timeout) {
+                None => follower.watched = false,
+                Some(at) if at > now => self.deadlines.push(Reverse(Deadline { at, place, serial })),
+                Some(_) => self.give_up(place, serial),
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Its time is over. The kernel tells only of much room: a socket into which a single byte goes is not one that takes nothing.
+    fn give_up(&mut self, place: u32, serial: u32) {
+        self.flush(place);
+        let Some(at) = self.get(place, serial) else { return };
+        let follower = &mut self.followers[at];
+        match follower.deadline(self.write_timeout) {
+            None => follower.watched = false,
+            Some(at) if at > Instant::now() => self.deadlines.push(Reverse(Deadline { at, place, serial })),
+            Some(_) => {
+                follower.reset();
+                self.remove(place);
+            }
+        }
+    }
+}
+
+impl Drop for Shard {
+    /// Also where the thread panicked: what is sent to it from now on is let go at once.
+    fn drop(&mut self) {
+        self.inbox.close();
+        self.inbox.take(&mut Mail::default());
+    }
+}
+
+/// What a follower listens for while it has nothing to write.
+fn quiet(follower: &Follower) -> EventFlags {
+    // That a connection broke is told unasked.
+    if follower.ends_with_its_client() { EventFlags::RDHUP } else { EventFlags::empty() }
+}
+
+fn data(place: u32, serial: u32) -> EventData {
+    EventData::new_u64(u64::from(place) << 32 | u64::from(serial))
+}
+
+fn parts(number: u64) -> (u32, u32) {
+    let part = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
+    (part(number >> 32), part(number))
+}
