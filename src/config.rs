@@ -43,6 +43,8 @@ pub struct Config {
     pub request_timeout: Duration,
     /// 0: what is in flight is cut off at once; at most 1 day.
     pub drain_timeout: Duration,
+    /// At most; 0: each stream is a task. At most 64.
+    pub stream_threads: usize,
     /// 1 ms to 1 year.
     pub dedupe_window: Duration,
     /// At least 1.
@@ -118,6 +120,7 @@ impl Default for Config {
             write_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            stream_threads: 4,
             dedupe_window: Duration::from_secs(600),
             dedupe_keys_max: 10_000_000,
             retention: Retention::default(),

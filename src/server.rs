@@ -48,9 +48,9 @@ pub struct Options {
     pub header_timeout: Duration,
     /// Most bytes of a request's head; beyond it the answer is 431.
     pub header_bytes_max: u32,
-    /// Threads that serve streams of the log over HTTP/1.1, thousands each; 0 leaves them to hyper, a task each. Where there is no
-    /// epoll it is always so.
-    pub wire_threads: usize,
+    /// Most threads that serve streams of the log over HTTP/1.1, thousands each, and no more than there are cores; 0 leaves them to
+    /// hyper, a task each. Where there is no epoll it is always so.
+    pub stream_threads: usize,
     /// Counts the open sockets.
     pub connections: Gauge,
 }
@@ -64,7 +64,7 @@ impl Default for Options {
             connections_max: 0,
             header_timeout: Duration::from_secs(30),
             header_bytes_max: 64 * 1024,
-            wire_threads: wire::threads_on_this_machine(),
+            stream_threads: wire::THREADS_MAX,
             connections: Gauge::default(),
         }
     }
@@ -201,7 +201,7 @@ impl Server {
 
 /// Starts the threads that streams are handed to; without them hyper serves all.
 fn start_wire<H: Handle>(handler: &H, shared: &Arc<Shared>) {
-    let threads = shared.options.wire_threads;
+    let threads = wire::threads(shared.options.stream_threads);
     if threads == 0 {
         return;
     }

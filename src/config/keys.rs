@@ -35,6 +35,8 @@ const BATCH_BYTES_MOST: u64 = 256 << 20;
 const BATCH_EVENTS_MOST: u64 = 1_000_000;
 /// Each costs some tens of bytes of memory.
 const DEDUPE_KEYS_MOST: u64 = 1_000_000_000;
+/// No machine writes faster with more.
+const STREAM_THREADS_MOST: u64 = 64;
 /// Topics are numbered with 32 bits on disk.
 const TOPICS_MOST: u64 = u32::MAX as u64;
 
@@ -91,6 +93,12 @@ pub(super) const KEYS: &[Key] = &[
         help: "time for what is in flight when the server stops",
         set: |c, v| v.duration(Duration::ZERO..=DAY).map(|read| c.drain_timeout = read),
         get: |c| show_duration(c.drain_timeout),
+    },
+    Key {
+        name: "stream_threads",
+        help: "most threads that write streams; 0: tasks do",
+        set: |c, v| v.count(0..=STREAM_THREADS_MOST).map(|read| c.stream_threads = length(read)),
+        get: |c| c.stream_threads.to_string(),
     },
     Key {
         name: "dedupe_window",

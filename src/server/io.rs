@@ -29,12 +29,14 @@ pub struct Socket {
     timer: Option<Pin<Box<Sleep>>>,
     /// A write waits. Seen from outside, where the socket itself is within hyper.
     waiting: Arc<AtomicBool>,
+    /// The kernel had room that it did not speak of: it is filled past the runtime, which waits for the kernel's word.
+    has_room: bool,
 }
 
 impl Socket {
     /// `stream`, of which `looked_at` was already read.
     pub fn new(stream: TcpStream, looked_at: Bytes, write_timeout: Duration) -> Self {
-        Self { stream, looked_at, write_timeout, timer: None, waiting: Arc::default() }
+        Self { stream, looked_at, write_timeout, timer: None, waiting: Arc::default(), has_room: false }
     }
 
     /// Whether a write waits: it stays true to this socket wherever that is.
@@ -62,8 +64,21 @@ impl Socket {
         }
     }
 
-    /// Passes on what a write came to; one that has waited for `write_timeout` since the last byte went out fails.
-    fn watched(&mut self, cx: &mut Context<'_>, written: Poll<Result<usize>>) -> Poll<Result<usize>> {
+    /// Writes: through the runtime, and past it where that has waited for `write_timeout` since the last byte went out. The kernel tells
+    /// only of much room, and a socket that takes a single byte is not one that takes nothing. Fails when it does take nothing.
+    fn watched(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<Result<usize>>,
+        past: impl Fn(SockRef<'_>) -> Result<usize>,
+    ) -> Poll<Result<usize>> {
+        if self.has_room {
+            match past(SockRef::from(&self.stream)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.has_room = false,
+                written => return Poll::Ready(written),
+            }
+        }
+        let written = write(Pin::new(&mut self.stream), cx);
         if written.is_ready() {
             self.waiting.store(false, Ordering::Relaxed);
             return written;
@@ -75,6 +90,11 @@ impl Socket {
         }
         if timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
+        }
+        if let Ok(written) = past(SockRef::from(&self.stream)) {
+            self.waiting.store(false, Ordering::Relaxed);
+            self.has_room = true;
+            return Poll::Ready(Ok(written));
         }
         // What its kernel buffer still holds is for nobody.
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
@@ -101,15 +121,12 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
-        this.watched(cx, written)
+        self.get_mut().watched(cx, |stream, cx| stream.poll_write(cx, bytes), |socket| socket.send(bytes))
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.watched(cx, written)
+        let write = |stream: Pin<&mut TcpStream>, cx: &mut Context<'_>| stream.poll_write_vectored(cx, slices);
+        self.get_mut().watched(cx, write, |socket| socket.send_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,6 +162,29 @@ mod tests {
         let mut all = Vec::new();
         socket.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"PRI * HTTP");
+    }
+
+    /// The kernel says that a socket can be written when a third of its buffer is free. A peer that takes less than that within the
+    /// timeout takes something all the same.
+    #[tokio::test]
+    async fn a_peer_is_not_left_while_it_takes_less_than_the_kernel_speaks_of() {
+        const TIMEOUT: Duration = Duration::from_millis(500);
+        let (mut socket, mut client) = pair(b"", TIMEOUT).await;
+        SockRef::from(&client).set_recv_buffer_size(32 << 10).unwrap();
+        SockRef::from(&socket.stream).set_send_buffer_size(4 << 20).unwrap();
+        let chunk = vec![0; 64 << 20];
+        let mut reader = async || {
+            // More than one segment in a timeout, which are freed in one piece, and less than a third of the buffer.
+            let mut scrap = vec![0; 20 << 10];
+            for _ in 0..16 {
+                client.read_exact(&mut scrap).await.unwrap();
+                tokio::time::sleep(TIMEOUT / 4).await;
+            }
+        };
+        tokio::select! {
+            () = reader() => {}
+            written = socket.write_all(&chunk) => panic!("{written:?}, though the peer read all the while"),
+        }
     }
 
     #[tokio::test]

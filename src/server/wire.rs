@@ -36,14 +36,14 @@ pub use self::none::Wire;
 pub use self::threads::Wire;
 
 /// More threads do not write faster: from here on it is the kernel's work that counts, and the other cores have other work.
-const THREADS_MAX: usize = 4;
+pub const THREADS_MAX: usize = 4;
 
-/// How many threads there are to be on this machine.
-pub fn threads_on_this_machine() -> usize {
+/// How many threads there are to be on this machine, where there may be `most`.
+pub fn threads(most: usize) -> usize {
     if cfg!(not(target_os = "linux")) {
         return 0;
     }
-    std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+    std::thread::available_parallelism().map_or(1, usize::from).min(most)
 }
 
 /// A connection whose stream has begun: its head and first bytes are written.

@@ -267,7 +267,16 @@ impl Reader {
 
 #[test]
 fn each_subscriber_sees_everything_once_in_order() {
-    let server = TestServer::start(&["heartbeat=200ms"]);
+    see_everything(&["heartbeat=200ms"]);
+}
+
+#[test]
+fn each_subscriber_sees_everything_once_in_order_where_streams_are_tasks() {
+    see_everything(&["heartbeat=200ms", "stream_threads=0"]);
+}
+
+fn see_everything(sets: &[&str]) {
+    let server = TestServer::start(sets);
     let (stop, end) = (AtomicBool::new(false), AtomicU64::new(0));
     let (log, readers) = thread::scope(|scope| {
         let publishers: Vec<_> = (0..PUBLISHERS)
@@ -351,7 +360,16 @@ impl Count {
 
 #[test]
 fn a_slow_reader_falls_back_to_the_disk_and_is_not_cut_off() {
-    let server = TestServer::start(&[]);
+    fall_back(&[]);
+}
+
+#[test]
+fn a_slow_reader_falls_back_to_the_disk_and_is_not_cut_off_where_streams_are_tasks() {
+    fall_back(&["stream_threads=0"]);
+}
+
+fn fall_back(sets: &[&str]) {
+    let server = TestServer::start(sets);
     let published = Count::default();
     thread::scope(|scope| {
         let readers: Vec<_> = (0..4)

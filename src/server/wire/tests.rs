@@ -42,7 +42,7 @@ struct Setting {
 }
 
 fn start(change: impl FnOnce(&mut Setting)) -> Running {
-    let server = Options { listen: SocketAddr::from(([127, 0, 0, 1], 0)), wire_threads: 2, ..Options::default() };
+    let server = Options { listen: SocketAddr::from(([127, 0, 0, 1], 0)), stream_threads: 2, ..Options::default() };
     let mut setting = Setting { server, heartbeat: Duration::from_secs(60), stored: 0 };
     change(&mut setting);
     let store = Arc::new(ModelStore::default());
@@ -218,7 +218,7 @@ fn all(first: u64, last: u64) -> Vec<u64> {
 #[tokio::test]
 async fn events_come_in_order_first_from_disk_then_live_on_either_path() {
     for threads in [0, 1, 2] {
-        let server = start(|setting| (setting.server.wire_threads, setting.stored) = (threads, 500));
+        let server = start(|setting| (setting.server.stream_threads, setting.stored) = (threads, 500));
         let mut client = server.get("/topics/a?from=earliest").await;
         client.until("tidelog.live").await;
         assert_eq!(client.ids(), all(1, 500));
