@@ -37,7 +37,7 @@ impl Crowd {
             let (key, _) = crowd.hub.lock().attach(&filter, 0, 0);
             let start = Start { cursor: 0, tail: 0, earliest: 1, gap: None, trims: 0 };
             let options = SubscribeOptions { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true };
-            crowd.subscribers.push(Subscription::new(key, filter, "log".into(), start, options, 0));
+            crowd.subscribers.push(Subscription::new(key, filter, start, options, 0));
             crowd.take(crowd.subscribers.len() - 1);
         }
         crowd
@@ -47,7 +47,7 @@ impl Crowd {
     fn take(&mut self, at: usize) -> usize {
         let mut taken = 0;
         loop {
-            match self.subscribers[at].next(&self.hub, 0, || at) {
+            match self.subscribers[at].next(&self.hub, "log", 0, || at) {
                 Want::Emit(bytes) => taken += usize::from(!std::hint::black_box::<Bytes>(bytes).is_empty()),
                 Want::Wait => return taken,
                 Want::Yield => {}

@@ -7,6 +7,7 @@
 
 mod batch;
 mod matcher;
+pub mod pages;
 mod rises;
 mod search;
 pub mod wake;
@@ -20,6 +21,7 @@ use slab::Slab;
 
 pub use self::batch::Batch;
 use self::matcher::Matcher;
+use self::pages::Pages;
 use self::rises::Rises;
 use self::wheel::Wheel;
 use crate::event::{Event, EventId, Millis};
@@ -61,8 +63,8 @@ struct Subscriber<W> {
     /// What rose before, but after its beginning was fixed. Boxed, as few have one.
     floor: Option<Box<Floor>>,
     wake: Option<W>,
-    /// Where it is in its filter's list, while it waits.
-    waiting: Option<u32>,
+    /// Where it is in its filter's list; [`NOWHERE`] while it does not wait.
+    waiting: u32,
     /// Nothing that matches lies between where it waited and here.
     jump: EventId,
     /// When it last sent something: its heartbeat is due a heartbeat later.
@@ -93,6 +95,9 @@ impl From<Batch> for Held {
     }
 }
 
+/// The place of one that does not wait. No list is as long.
+const NOWHERE: u32 = u32::MAX;
+
 /// A place among the subscribers or the filters, in the four bytes that it is kept in: an idle subscriber is to cost little.
 fn short(at: usize) -> u32 {
     u32::try_from(at).expect("four billion subscribers do not fit into memory")
@@ -116,7 +121,7 @@ pub struct Hub<W> {
     filters: Slab<LiveFilter>,
     by_filter: HashMap<Arc<Filter>, usize>,
     matcher: Matcher,
-    subscribers: Slab<Subscriber<W>>,
+    subscribers: Pages<Subscriber<W>>,
     serial: u64,
     wheel: Wheel,
 }
@@ -152,7 +157,7 @@ impl<W> Hub<W> {
             filters: Slab::new(),
             by_filter: HashMap::new(),
             matcher: Matcher::default(),
-            subscribers: Slab::new(),
+            subscribers: Pages::default(),
             serial: 0,
             wheel: Wheel::new(options.heartbeat),
         }
@@ -228,7 +233,7 @@ impl<W> Hub<W> {
             trims: self.trims,
             floor: None,
             wake: None,
-            waiting: None,
+            waiting: NOWHERE,
             jump: 0,
             sent: now,
         };
@@ -243,7 +248,7 @@ impl<W> Hub<W> {
             return;
         }
         self.stop_waiting(key);
-        let gone = self.subscribers.remove(long(key.at));
+        let Some(gone) = self.subscribers.remove(long(key.at)) else { return };
         let filter = long(gone.filter);
         let live = &mut self.filters[filter];
         live.subscribers -= 1;
@@ -264,13 +269,16 @@ impl<W> Hub<W> {
 
     fn stop_waiting(&mut self, key: SubscriberKey) {
         let Some(subscriber) = self.get_mut(key) else { return };
-        let (Some(place), filter) = (subscriber.waiting.take(), long(subscriber.filter)) else { return };
+        let (place, filter) = (std::mem::replace(&mut subscriber.waiting, NOWHERE), long(subscriber.filter));
+        if place == NOWHERE {
+            return;
+        }
         let waiting = &mut self.filters[filter].waiting;
         waiting.swap_remove(long(place));
         if let Some(&moved) = waiting.get(long(place))
             && let Some(moved) = self.get_mut(moved)
         {
-            moved.waiting = Some(place);
+            moved.waiting = place;
         }
     }
 
@@ -278,7 +286,7 @@ impl<W> Hub<W> {
     /// seen everything.
     #[must_use]
     pub fn passed(&self, key: SubscriberKey) -> EventId {
-        self.get(key).map_or(0, |s| if s.waiting.is_some() { self.tail } else { s.jump })
+        self.get(key).map_or(0, |s| if s.waiting == NOWHERE { s.jump } else { self.tail })
     }
 
     /// The filter that it shares with all that have an equal one.
@@ -344,12 +352,12 @@ impl<W> Hub<W> {
         let Some(subscriber) = self.get_mut(key) else { return };
         subscriber.jump = tail;
         subscriber.wake = Some(wake);
-        if subscriber.waiting.is_none() {
+        if subscriber.waiting == NOWHERE {
             let filter = long(subscriber.filter);
             let place = short(self.filters[filter].waiting.len());
             self.filters[filter].waiting.push(key);
             if let Some(subscriber) = self.get_mut(key) {
-                subscriber.waiting = Some(place);
+                subscriber.waiting = place;
             }
         }
     }
@@ -380,7 +388,7 @@ impl<W> Hub<W> {
                 live.last_match = batch.last();
                 for key in live.waiting.drain(..) {
                     if let Some(subscriber) = subscribers.get_mut(long(key.at)) {
-                        subscriber.waiting = None;
+                        subscriber.waiting = NOWHERE;
                         subscriber.jump = batch.after();
                         wakes.extend(subscriber.wake.take());
                     }
@@ -491,7 +499,7 @@ impl<W> Hub<W> {
     /// Ends it: every subscriber is told that nothing more comes. Gives whom to wake.
     pub fn drain(&mut self) -> Vec<W> {
         self.drained = true;
-        self.subscribers.iter_mut().filter_map(|(_, s)| s.wake.take()).collect()
+        self.subscribers.iter_mut().filter_map(|s| s.wake.take()).collect()
     }
 }
 

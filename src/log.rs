@@ -240,7 +240,14 @@ impl Log {
         .map_err(OpenError::Thread)?;
         let inner = Inner {
             name: store.name(),
-            source: Arc::new(Source { store, hub, reads: Arc::new(Semaphore::new(READS_MAX)), clock: uptime, metrics }),
+            source: Arc::new(Source {
+                log: store.name(),
+                store,
+                hub,
+                reads: Arc::new(Semaphore::new(READS_MAX)),
+                clock: uptime,
+                metrics,
+            }),
             requests,
             waiting: Arc::new(Semaphore::new(WAITING_BYTES_MAX / WAITING_UNIT)),
             refusal,

@@ -11,14 +11,16 @@ mod wire;
 use std::future::Future;
 use std::io::Result;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::task_tracker::{TaskTracker, TaskTrackerToken};
+use tokio_util::task::TaskTracker;
 
 use crate::http::answer::Body;
 use crate::http::{Api, Peer};
@@ -99,38 +101,53 @@ pub struct Server {
     options: Options,
 }
 
-/// Places for connections, and the gauge that counts who has one.
+/// Places for connections.
 struct Places {
-    free: Semaphore,
+    max: usize,
+    taken: AtomicUsize,
+    /// Told when the last one was left.
+    left: Notify,
+    /// Counts who has one.
     connections: Gauge,
 }
 
 impl Places {
-    fn new(places: usize, connections: &Gauge) -> Arc<Self> {
-        Arc::new(Self { free: Semaphore::new(places), connections: connections.clone() })
+    fn new(max: usize, connections: &Gauge) -> Arc<Self> {
+        let connections = connections.clone();
+        Arc::new(Self { max, taken: AtomicUsize::new(0), left: Notify::new(), connections })
+    }
+
+    /// Ready when nobody has one. Nobody may take one meanwhile.
+    async fn all_left(&self) {
+        let mut left = pin!(self.left.notified());
+        left.as_mut().enable();
+        if self.taken.load(Ordering::Acquire) > 0 {
+            left.await;
+        }
     }
 }
 
 /// A connection's place; it is one until this is dropped. Small, as every idle stream has one.
-struct Seat {
+pub struct Seat {
     places: Arc<Places>,
-    /// The drain waits for it.
-    _tracked: TaskTrackerToken,
 }
 
 impl Seat {
     /// A place, when one is free.
-    fn take(places: &Arc<Places>, tasks: &TaskTracker) -> Option<Self> {
-        places.free.try_acquire().ok()?.forget();
+    fn take(places: &Arc<Places>) -> Option<Self> {
+        let more = |taken| (taken < places.max).then_some(taken + 1);
+        places.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
         places.connections.inc();
-        Some(Self { places: Arc::clone(places), _tracked: tasks.token() })
+        Some(Self { places: Arc::clone(places) })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.places.connections.dec();
-        self.places.free.add_permits(1);
+        if self.places.taken.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.places.left.notify_waiters();
+        }
     }
 }
 
@@ -181,16 +198,24 @@ impl Server {
             wire: OnceLock::new(),
         });
         start_wire(&handler, &shared);
+        let connections = &shared.options.connections;
+        let most = if shared.options.connections_max == 0 { usize::MAX } else { shared.options.connections_max };
+        let (places, refusals) = (Places::new(most, connections), Places::new(TURNED_AWAY_MAX, connections));
         tokio::select! {
-            () = accept(&listener, &handler, &shared) => {}
+            () = accept(&listener, &handler, &shared, &places, &refusals) => {}
             () = stop => {}
         }
         drop(listener);
         handler.drain();
         shared.drain.cancel();
         shared.tasks.close();
-        if tokio::time::timeout(drain_timeout, shared.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = shared.tasks.len(), "closing what did not end within drain_timeout");
+        let drained = async {
+            places.all_left().await;
+            shared.tasks.wait().await;
+        };
+        if tokio::time::timeout(drain_timeout, drained).await.is_err() {
+            let left = places.taken.load(Ordering::Relaxed) + refusals.taken.load(Ordering::Relaxed);
+            tracing::warn!(connections = left, "closing what did not end within drain_timeout");
             shared.kill.cancel();
             stop_wire(&shared).await;
             shared.tasks.wait().await;
@@ -230,13 +255,13 @@ async fn stop_wire(shared: &Arc<Shared>) {
     }
 }
 
-async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Shared>) {
-    let most = match shared.options.connections_max {
-        0 => Semaphore::MAX_PERMITS,
-        max => max.min(Semaphore::MAX_PERMITS),
-    };
-    let places = Places::new(most, &shared.options.connections);
-    let refusals = Places::new(TURNED_AWAY_MAX, &shared.options.connections);
+async fn accept<H: Handle>(
+    listener: &TcpListener,
+    handler: &H,
+    shared: &Arc<Shared>,
+    places: &Arc<Places>,
+    refusals: &Arc<Places>,
+) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -250,7 +275,7 @@ async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Sha
                 continue;
             }
         };
-        let Some((seat, peer)) = seat(&places, &refusals, &shared.tasks) else { continue };
+        let Some((seat, peer)) = seat(places, refusals) else { continue };
         if let Err(error) = prepare(&stream, &shared.options) {
             tracing::debug!(%error, "a connection was gone before it was served");
             continue;
@@ -261,11 +286,11 @@ async fn accept<H: Handle>(listener: &TcpListener, handler: &H, shared: &Arc<Sha
 }
 
 /// A place among the connections, or among those that are told that there is none.
-fn seat(places: &Arc<Places>, refusals: &Arc<Places>, tasks: &TaskTracker) -> Option<(Seat, Peer)> {
-    if let Some(seat) = Seat::take(places, tasks) {
+fn seat(places: &Arc<Places>, refusals: &Arc<Places>) -> Option<(Seat, Peer)> {
+    if let Some(seat) = Seat::take(places) {
         return Some((seat, Peer { turned_away: false }));
     }
-    Some((Seat::take(refusals, tasks)?, Peer { turned_away: true }))
+    Some((Seat::take(refusals)?, Peer { turned_away: true }))
 }
 
 fn is_of_one_connection(error: &std::io::Error) -> bool {

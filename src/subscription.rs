@@ -193,9 +193,6 @@ pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError>
     Ok(WasRead { bytes: out.into(), upto, last })
 }
 
-/// Where a subscription ends that follows; no event has this id.
-const NO_END: EventId = EventId::MAX;
-
 /// One subscriber's cursor. Kept small, as idle subscribers are many.
 #[derive(Debug)]
 pub struct Subscription {
@@ -204,47 +201,41 @@ pub struct Subscription {
     form: Form,
     /// Milliseconds; 49 days at the most.
     heartbeat: u32,
-    log: Arc<str>,
     cursor: EventId,
     /// The last `id:` that went out.
     sent_id: EventId,
     /// When something last went out.
     sent: Millis,
-    /// Boxed, as few have one.
-    gap: Option<Box<Gap>>,
     /// Up to where losses were told.
     told: EventId,
-    /// With `follow: false`, where it ends; else [`NO_END`].
-    until: EventId,
     /// It has not been at the edge since it began, or since it last read from disk.
     behind: bool,
-    /// Boxed, as those that wait have none.
-    read: Option<Box<WasRead>>,
+    owed: Option<Box<Owed>>,
+}
+
+/// What few have, and none of those that wait and follow. Boxed for their sake.
+#[derive(Debug, Default)]
+struct Owed {
+    gap: Option<Gap>,
+    read: Option<WasRead>,
+    /// With `follow: false`, where it ends.
+    until: Option<EventId>,
 }
 
 impl Subscription {
     /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter and this start.
     #[must_use]
-    pub fn new(
-        key: SubscriberKey,
-        filter: Arc<Filter>,
-        log: Arc<str>,
-        start: Start,
-        options: Options,
-        now: Millis,
-    ) -> Self {
+    pub fn new(key: SubscriberKey, filter: Arc<Filter>, start: Start, options: Options, now: Millis) -> Self {
+        let owed = Owed { gap: start.gap, read: None, until: (!options.follow).then_some(start.tail) };
         Self {
             key,
             filter,
-            log,
             cursor: start.cursor,
             sent_id: start.cursor,
             sent: now,
-            gap: start.gap.map(Box::new),
             told: 0,
-            until: if options.follow { NO_END } else { start.tail },
             behind: true,
-            read: None,
+            owed: (owed.gap.is_some() || owed.until.is_some()).then(|| Box::new(owed)),
             form: options.form,
             heartbeat: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX),
         }
@@ -256,27 +247,38 @@ impl Subscription {
         self.cursor
     }
 
-    /// What is next. `wake` is asked for when the answer is to wait.
-    pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, now: Millis, wake: impl FnOnce() -> W) -> Want {
+    /// Its place in the hub.
+    #[must_use]
+    pub fn key(&self) -> SubscriberKey {
+        self.key
+    }
+
+    /// What is next. `log` is the log's name; `wake` is asked for when the answer is to wait.
+    pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, log: &str, now: Millis, wake: impl FnOnce() -> W) -> Want {
+        let until = self.owed.as_ref().and_then(|owed| owed.until);
         let (floor, place) = {
             let mut hub = hub.lock();
             let floor = hub.floor(self.key);
             self.cursor = self.cursor.max(hub.passed(self.key));
-            let owes = self.gap.is_some() || floor.id > self.told && self.cursor < floor.id || self.read.is_some();
+            let owes = self.owed.as_ref().is_some_and(|owed| owed.gap.is_some() || owed.read.is_some())
+                || floor.id > self.told && self.cursor < floor.id;
             // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
-            let place = (!owes && self.until == NO_END).then(|| hub.place(self.key, self.cursor, self.sent, wake));
+            let place = (!owes && until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
             (floor, place)
         };
-        if let Some(gap) = self.gap.take().map(|gap| *gap).or_else(|| self.gap_below(floor)) {
+        let gap = self.owed.as_mut().and_then(|owed| owed.gap.take());
+        if let Some(gap) = gap.or_else(|| self.gap_below(floor)) {
             return self.tell(gap, now);
         }
-        if let Some(read) = self.read.take() {
-            return self.hand_out(*read, now);
+        let read = self.owed.as_mut().and_then(|owed| owed.read.take());
+        self.owed = self.owed.take().filter(|owed| owed.until.is_some());
+        if let Some(read) = read {
+            return self.hand_out(read, now);
         }
-        match (place, self.until) {
-            (None, NO_END) => Want::Yield,
-            (None, until) if self.cursor < until => Want::Read(self.reading(until)),
-            (None, until) => self.finish(until, now),
+        match (place, until) {
+            (None, None) => Want::Yield,
+            (None, Some(until)) if self.cursor < until => Want::Read(self.reading(until)),
+            (None, Some(until)) => self.finish(until, log, now),
             (Some(Place::Disk { upto }), _) => {
                 self.behind = true;
                 Want::Read(self.reading(upto))
@@ -286,14 +288,14 @@ impl Subscription {
                 self.cursor = self.cursor.max(cursor);
                 Want::Yield
             }
-            (Some(Place::Edge { tail }), _) => self.at_edge(tail, now),
+            (Some(Place::Edge { tail }), _) => self.at_edge(tail, log, now),
             (Some(Place::Drained), _) => Want::Drained,
         }
     }
 
     /// Hands in what a [`Want::Read`] gave.
     pub fn was_read(&mut self, read: WasRead) {
-        self.read = Some(Box::new(read));
+        self.owed.get_or_insert_default().read = Some(read);
     }
 
     fn gap_below(&mut self, floor: Floor) -> Option<Gap> {
@@ -336,25 +338,25 @@ impl Subscription {
         self.emit(share, now)
     }
 
-    fn at_edge(&mut self, tail: EventId, now: Millis) -> Want {
+    fn at_edge(&mut self, tail: EventId, log: &str, now: Millis) -> Want {
         self.cursor = self.cursor.max(tail);
         if self.behind {
             self.behind = false;
-            return self.live(now);
+            return self.live(log, now);
         }
         if !self.is_quiet(now) {
             return Want::Wait;
         }
-        if self.cursor > self.sent_id { self.live(now) } else { self.heartbeat(now) }
+        if self.cursor > self.sent_id { self.live(log, now) } else { self.heartbeat(now) }
     }
 
-    fn finish(&mut self, until: EventId, now: Millis) -> Want {
+    fn finish(&mut self, until: EventId, log: &str, now: Millis) -> Want {
         if !self.behind {
             return Want::End;
         }
         self.behind = false;
         self.cursor = self.cursor.max(until);
-        self.live(now)
+        self.live(log, now)
     }
 
     fn reading(&self, upto: EventId) -> Reading {
@@ -365,9 +367,8 @@ impl Subscription {
         now.saturating_sub(self.sent) >= u64::from(self.heartbeat)
     }
 
-    fn live(&mut self, now: Millis) -> Want {
-        let log = self.log.clone();
-        Want::Emit(self.control(self.cursor, &Control::Live { tail: self.cursor, log: &log }, now))
+    fn live(&mut self, log: &str, now: Millis) -> Want {
+        Want::Emit(self.control(self.cursor, &Control::Live { tail: self.cursor, log }, now))
     }
 
     fn heartbeat(&mut self, now: Millis) -> Want {

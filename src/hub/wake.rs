@@ -11,17 +11,20 @@ pub trait Door: Send + Sync {
     fn knock(&self, places: &[u32]);
 }
 
-/// What wakes a subscriber.
+/// A door that many subscribers know.
+pub type SharedDoor = Arc<Box<dyn Door>>;
+
+/// What wakes a subscriber. Small, as each that waits has one: so the doors, which are few, are boxed once more.
 pub enum Wake {
     /// A task of its own.
-    Task(Waker),
+    Task(Box<Waker>),
     /// The thread behind this door, which gave it this number.
-    Door(Arc<dyn Door>, u32),
+    Door(SharedDoor, u32),
 }
 
 /// Wakes all of them; each door is knocked on once.
 pub fn all(wakes: Vec<Wake>) {
-    let mut doors: Vec<(Arc<dyn Door>, Vec<u32>)> = Vec::new();
+    let mut doors: Vec<(SharedDoor, Vec<u32>)> = Vec::new();
     for wake in wakes {
         match wake {
             Wake::Task(task) => task.wake(),

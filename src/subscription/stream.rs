@@ -22,6 +22,8 @@ use crate::topic::Filter;
 
 /// What every stream of a log draws from.
 pub struct Source {
+    /// The log's name.
+    pub log: Arc<str>,
     pub store: Arc<dyn Store>,
     pub hub: Arc<Mutex<Hub<Wake>>>,
     /// How many reads may run at once.
@@ -62,13 +64,21 @@ impl Source {
     /// Attaches a subscriber that begins at `start`.
     #[must_use]
     pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, start: &Start) -> Attached {
-        let (key, rose) = self.hub.lock().attach(filter, (self.clock)(), start.trims);
+        Attached { key: self.place(filter, start).0, source: self.clone() }
+    }
+
+    /// Gives a subscriber that begins at `start` its place in the hub, and the filter that it shares with all that have an equal one.
+    fn place(&self, filter: &Arc<Filter>, start: &Start) -> (SubscriberKey, Arc<Filter>) {
+        let mut hub = self.hub.lock();
+        let (key, rose) = hub.attach(filter, (self.clock)(), start.trims);
+        let filter = hub.filter(key).unwrap_or_else(|| filter.clone());
+        drop(hub);
         if rose {
             // After attaching, so that a trim in between is either told by the hub or already in the store's floor.
-            let floor = self.store.floor(filter);
+            let floor = self.store.floor(&filter);
             self.hub.lock().raise_floor(key, floor);
         }
-        Attached { source: self.clone(), key }
+        (key, filter)
     }
 }
 
@@ -85,16 +95,10 @@ impl Attached {
         self.key
     }
 
-    /// What it draws from.
-    #[must_use]
-    pub fn source(&self) -> &Arc<Source> {
-        &self.source
-    }
-
     /// Ready, with `true`, when something that matches may lie beyond `cursor`; with `false` when nothing more comes.
     pub fn poll_past(&self, cursor: EventId, cx: &mut Context<'_>) -> Poll<bool> {
         let mut hub = self.source.hub.lock();
-        match hub.place(self.key, cursor, 0, || Wake::Task(cx.waker().clone())) {
+        match hub.place(self.key, cursor, 0, || Wake::Task(Box::new(cx.waker().clone()))) {
             Place::Edge { .. } => Poll::Pending,
             Place::Drained => Poll::Ready(false),
             Place::Disk { .. } | Place::Ring(_) | Place::Walking { .. } => Poll::Ready(true),
@@ -119,23 +123,17 @@ pub enum StreamError {
 
 type ReadFuture = Pin<Box<dyn Future<Output = Result<WasRead, StoreError>> + Send>>;
 
-/// A stream of bytes in the chosen form, in whole frames.
-pub struct Stream {
+/// A subscription with its place in the hub, which is let go when this is dropped. Kept small, as idle ones are many.
+pub struct Following {
+    source: Arc<Source>,
     machine: Subscription,
-    attached: Attached,
-    reading: Option<ReadFuture>,
-    ended: bool,
 }
 
-impl Stream {
-    /// A stream for `filter` that begins at `start`.
+impl Following {
+    /// What it draws from.
     #[must_use]
-    pub fn new(source: &Arc<Source>, filter: &Arc<Filter>, start: Start, options: Options) -> Self {
-        let attached = source.attach(filter, &start);
-        // Equal filters are kept once.
-        let filter = source.hub.lock().filter(attached.key).unwrap_or_else(|| filter.clone());
-        let machine = Subscription::new(attached.key, filter, source.store.name(), start, options, (source.clock)());
-        Self { machine, attached, reading: None, ended: false }
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     /// Everything that matches up to here was handed out.
@@ -144,14 +142,54 @@ impl Stream {
         self.machine.cursor()
     }
 
-    /// The parts, for another driver: only before it was first polled, as what was begun for it is forgotten.
+    /// What is next; see [`Subscription::next`].
+    pub fn next(&mut self, wake: impl FnOnce() -> Wake) -> Want {
+        let Source { hub, log, clock, .. } = &*self.source;
+        self.machine.next(hub, log, clock(), wake)
+    }
+
+    /// Hands in what a [`Want::Read`] gave.
+    pub fn was_read(&mut self, read: WasRead) {
+        self.machine.was_read(read);
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.source.hub.lock().detach(self.machine.key());
+    }
+}
+
+/// A stream of bytes in the chosen form, in whole frames.
+pub struct Stream {
+    following: Following,
+    reading: Option<ReadFuture>,
+    ended: bool,
+}
+
+impl Stream {
+    /// A stream for `filter` that begins at `start`.
     #[must_use]
-    pub fn into_parts(self) -> (Subscription, Attached) {
-        (self.machine, self.attached)
+    pub fn new(source: &Arc<Source>, filter: &Arc<Filter>, start: Start, options: Options) -> Self {
+        let (key, filter) = source.place(filter, &start);
+        let machine = Subscription::new(key, filter, start, options, (source.clock)());
+        Self { following: Following { source: source.clone(), machine }, reading: None, ended: false }
+    }
+
+    /// Everything that matches up to here was handed out.
+    #[must_use]
+    pub fn cursor(&self) -> EventId {
+        self.following.cursor()
+    }
+
+    /// What it drives, for another driver: only before it was first polled, as what was begun for it is forgotten.
+    #[must_use]
+    pub fn into_following(self) -> Following {
+        self.following
     }
 
     fn emit(&self, bytes: Bytes) -> Poll<Option<Result<Bytes, StreamError>>> {
-        self.attached.source.metrics.bytes_delivered.inc_by(bytes.len() as u64);
+        self.following.source.metrics.bytes_delivered.inc_by(bytes.len() as u64);
         Poll::Ready(Some(Ok(bytes)))
     }
 
@@ -173,25 +211,23 @@ impl futures_core::Stream for Stream {
             if let Some(reading) = &mut this.reading {
                 match reading.as_mut().poll(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(read)) => this.machine.was_read(read),
+                    Poll::Ready(Ok(read)) => this.following.was_read(read),
                     Poll::Ready(Err(source)) => {
-                        let cursor = this.machine.cursor();
+                        let cursor = this.following.cursor();
                         return this.fail(StreamError::Storage { cursor, source });
                     }
                 }
                 this.reading = None;
             }
-            let source = &this.attached.source;
-            let now = (source.clock)();
-            match this.machine.next(&source.hub, now, || Wake::Task(cx.waker().clone())) {
+            match this.following.next(|| Wake::Task(Box::new(cx.waker().clone()))) {
                 Want::Emit(bytes) => return this.emit(bytes),
                 Want::Tell(reason, bytes) => {
-                    source.metrics.gap_told(reason.as_str());
+                    this.following.source.metrics.gap_told(reason.as_str());
                     return this.emit(bytes);
                 }
                 Want::Wait => return Poll::Pending,
                 Want::Read(reading) => {
-                    let source = source.clone();
+                    let source = this.following.source.clone();
                     this.reading = Some(Box::pin(async move { source.read(reading).await }));
                 }
                 Want::Yield => {
@@ -203,7 +239,7 @@ impl futures_core::Stream for Stream {
                     return Poll::Ready(None);
                 }
                 Want::Drained => {
-                    let cursor = this.machine.cursor();
+                    let cursor = this.following.cursor();
                     return this.fail(StreamError::Draining { cursor });
                 }
             }

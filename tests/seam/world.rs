@@ -436,7 +436,7 @@ impl World {
                 client.connection = self.connections;
                 let Spec { form, follow, .. } = client.spec;
                 let options = Options { form, heartbeat: Duration::from_millis(HEARTBEAT), follow };
-                let machine = Subscription::new(key, filter.clone(), self.store.name(), start, options, self.now);
+                let machine = Subscription::new(key, filter.clone(), start, options, self.now);
                 Stage::Live(Box::new(Live { key, machine, state: State::Ready, heard: self.now }))
             }
             stage @ (Stage::Live(_) | Stage::Gone) => stage,
@@ -453,7 +453,7 @@ impl World {
             live.machine.was_read(read);
         }
         let connection = client.connection;
-        let want = live.machine.next(&self.hub, self.now, || connection);
+        let want = live.machine.next(&self.hub, &self.store.name(), self.now, || connection);
         let tail = self.hub.lock().tail();
         if live.machine.cursor() < before || live.machine.cursor() > tail {
             return Err(format!("the cursor goes from {before} to {} of {tail}", live.machine.cursor()));

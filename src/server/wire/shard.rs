@@ -11,14 +11,14 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use slab::Slab;
 use tokio::runtime::Handle;
 
 use super::chunk::{Chunk, Unsent};
 use super::follower::{Abort, Doing, End, Follower, Then, Thrown};
 use super::inbox::{Inbox, Mail, ReadDone};
 use super::{Fresh, GiveBack};
-use crate::hub::wake::Door;
+use crate::hub::pages::Pages;
+use crate::hub::wake::SharedDoor;
 use crate::subscription::Reading;
 
 /// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
@@ -44,11 +44,11 @@ struct Deadline {
 pub struct Shard {
     epoll: OwnedFd,
     inbox: Arc<Inbox>,
-    door: Arc<dyn Door>,
+    door: SharedDoor,
     write_timeout: Duration,
     runtime: Handle,
     give_back: Arc<GiveBack>,
-    followers: Slab<Follower>,
+    followers: Pages<Follower>,
     serial: u32,
     /// Whose turn it is; each follower is in it at most once.
     turns: VecDeque<u32>,
@@ -65,12 +65,12 @@ impl Shard {
         epoll::add(&epoll, inbox.bell(), EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             epoll,
-            door: Arc::clone(&inbox) as Arc<dyn Door>,
+            door: Arc::new(Box::new(Arc::clone(&inbox))),
             inbox,
             write_timeout,
             runtime,
             give_back,
-            followers: Slab::new(),
+            followers: Pages::default(),
             serial: 0,
             turns: VecDeque::new(),
             deadlines: BinaryHeap::new(),
@@ -146,14 +146,13 @@ impl Shard {
     fn admit(&mut self, fresh: Fresh) {
         self.serial = self.serial.wrapping_add(1);
         let follower = Follower::new(fresh, self.serial);
-        let entry = self.followers.vacant_entry();
-        let place = u32::try_from(entry.key()).expect("there are fewer than four billion sockets");
+        let place = u32::try_from(self.followers.vacant()).expect("there are fewer than four billion sockets");
         let interest = quiet(&follower);
         if let Err(error) = epoll::add(&self.epoll, follower.socket(), data(place, self.serial), interest) {
             tracing::warn!(%error, "a stream cannot be followed");
             return;
         }
-        entry.insert(follower);
+        self.followers.insert(follower);
         self.queue(place);
     }
 
@@ -219,7 +218,7 @@ impl Shard {
 
     fn read(&mut self, place: u32, reading: Reading) {
         let Some(follower) = self.followers.get_mut(place as usize) else { return };
-        let (source, inbox, serial) = (follower.attached().source().clone(), Arc::clone(&self.inbox), follower.serial);
+        let (source, inbox, serial) = (follower.source().clone(), Arc::clone(&self.inbox), follower.serial);
         let task = self.runtime.spawn(async move {
             let read = source.read(reading).await;
             inbox.read_done(ReadDone { place, serial, read });
@@ -282,8 +281,9 @@ impl Shard {
         let Some(follower) = self.followers.get_mut(place as usize) else { return };
         if follower.goes_on_after(end) {
             let _ = epoll::delete(&self.epoll, follower.socket());
-            let follower = self.followers.remove(place as usize);
-            (self.give_back)(follower.give_back());
+            if let Some(follower) = self.followers.remove(place as usize) {
+                (self.give_back)(follower.give_back());
+            }
             return;
         }
         if !follower.shut() {
@@ -297,7 +297,7 @@ impl Shard {
 
     /// Closing its socket also takes it out of the epoll set, since no one else has it open.
     fn remove(&mut self, place: u32) {
-        drop(self.followers.try_remove(place as usize));
+        drop(self.followers.remove(place as usize));
     }
 
     fn expire(&mut self) {
