@@ -33,6 +33,9 @@ pub use conn::RequestBody;
 /// A server that restarts has all its subscribers back within a few `retry` times.
 const BACKLOG: i32 = 4096;
 
+/// Connections that are accepted before those that were have a turn.
+const ACCEPTS: u64 = 16;
+
 /// Connections beyond `connections_max` that are told so, at a time; more are closed without a word.
 const TURNED_AWAY_MAX: usize = 128;
 
@@ -262,7 +265,11 @@ async fn accept<H: Handle>(
     places: &Arc<Places>,
     refusals: &Arc<Places>,
 ) {
-    loop {
+    for accepted in 1_u64.. {
+        // So that those of a crowd that reconnects are served as they come, and do not all hold a request's memory at once.
+        if accepted.is_multiple_of(ACCEPTS) {
+            tokio::task::yield_now().await;
+        }
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {

@@ -121,7 +121,8 @@ impl Shard {
     }
 
     fn read_mail(&mut self, mail: &mut Mail) {
-        for fresh in mail.fresh.drain(..) {
+        // Not drained: after a crowd has come, its room would stay.
+        for fresh in std::mem::take(&mut mail.fresh) {
             self.admit(fresh);
         }
         for ReadDone { place, serial, read } in mail.reads.drain(..) {
