@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod bench;
 mod output;
 pub mod publish;
 pub mod serve;

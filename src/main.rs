@@ -26,6 +26,7 @@ enum Command {
     Publish(cli::publish::Args),
     /// Follow topics, resuming after every disconnect
     Subscribe(cli::subscribe::Args),
+    Bench(cli::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => cli::serve::run(&args).map_err(|e| e.to_string()),
         Command::Publish(args) => cli::publish::run(args).map_err(|e| e.to_string()),
         Command::Subscribe(args) => cli::subscribe::run(args).map_err(|e| e.to_string()),
+        Command::Bench(args) => cli::bench::run(args).map_err(|e| e.to_string()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

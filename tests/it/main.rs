@@ -12,6 +12,7 @@
     clippy::too_many_lines
 )]
 
+mod bench;
 mod cli;
 mod contract;
 mod crash;
