@@ -2,12 +2,13 @@
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release/tidelog
 FEEDER := $(TARGET)/release/examples/quakes
+PARTS := append replay seek frames fanout
 BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs
 
-.PHONY: help run demo test check audit bench deps deps-test
+.PHONY: help run demo test check audit bench bench-parts bench-peers deps deps-test
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: deps ## build, then serve ./tidelog-data on 127.0.0.1:4242
 	cargo build --release --locked
@@ -35,8 +36,14 @@ audit: ## known vulnerabilities of what it is built from (needs the network)
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
 	cargo deny check advisories
 
-bench: deps ## measure
-	cargo bench --profile release --locked --bench '*'
+bench: deps ## the table of docs/performance.md, most of an hour (a part: ROWS=fanout,publish PAIRS=3)
+	cargo bench --profile release --locked --bench table -- --rows "$(ROWS)" --pairs "$(PAIRS)" --peers "$(PEERS)" --scale "$(SCALE)"
+
+bench-parts: deps ## parts of the program in process, beside their limits
+	cargo bench --profile release --locked $(PARTS:%=--bench %)
+
+bench-peers: ## install the servers that `make bench` compares with
+	@packaging/install-peers.sh
 
 deps:
 	@packaging/install-deps.sh build

@@ -8,6 +8,7 @@
 #![allow(clippy::cast_precision_loss)]
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, WriteBatch, WriteOptions};
@@ -21,6 +22,11 @@ use tidelog::topic::{Filter, Pattern, Topic};
 /// A directory on the disk that `TMPDIR` names; gone when dropped.
 pub fn dir() -> TempDir {
     tempfile::tempdir().expect("a directory for the bench")
+}
+
+/// A directory in `parent`; gone when dropped.
+pub fn dir_in(parent: &Path) -> TempDir {
+    tempfile::tempdir_in(parent).expect("a directory for the bench")
 }
 
 pub fn topic(name: &str) -> Topic {
@@ -95,7 +101,15 @@ pub struct Bare {
 
 impl Bare {
     pub fn open() -> Self {
-        let dir = dir();
+        Self::of(dir())
+    }
+
+    /// On the disk that `parent` is on.
+    pub fn within(parent: &Path) -> Self {
+        Self::of(dir_in(parent))
+    }
+
+    fn of(dir: TempDir) -> Self {
         let db = Self::open_in(&dir);
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
@@ -103,26 +117,8 @@ impl Bare {
     }
 
     fn open_in(dir: &TempDir) -> DB {
-        let ours = Options::new(dir.path());
-        let mut options = rocksdb::Options::default()
-            .get_options_from_string("allow_fallocate=false")
-            .expect("an option that RocksDB has");
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_max_background_jobs(2);
-        options.set_max_total_wal_size(4 * ours.write_buffer_bytes as u64);
-        let mut table = BlockBasedOptions::default();
-        table.set_block_cache(&Cache::new_lru_cache(ours.cache_bytes));
-        table.set_block_size(16 << 10);
-        table.set_format_version(6);
-        let mut log = rocksdb::Options::default();
-        log.set_write_buffer_size(ours.write_buffer_bytes);
-        log.set_target_file_size_base(32 << 20);
-        log.set_compression_type(DBCompressionType::Lz4);
-        log.set_level_zero_file_num_compaction_trigger(2);
-        log.set_block_based_table_factory(&table);
-        DB::open_cf_descriptors(&options, dir.path(), [ColumnFamilyDescriptor::new("log", log)])
-            .expect("a new database")
+        let (options, log) = options(dir.path());
+        DB::open_cf_descriptors(&options, dir.path(), [log]).expect("a new database")
     }
 
     /// The same with `count` records, opened anew.
@@ -154,16 +150,62 @@ impl Bare {
 
     /// Reads every record in order; gives how many there were, and their bytes.
     pub fn iterate(&self) -> (u64, u64) {
-        let log = self.db.cf_handle("log").expect("it was made when the database was opened");
-        let mut it = self.db.raw_iterator_cf(log);
-        it.seek_to_first();
-        let (mut count, mut bytes) = (0, 0);
-        while let Some((_, value)) = it.item() {
-            count += 1;
-            bytes += value.len() as u64;
-            it.next();
-        }
-        (count, bytes)
+        iterate(&self.db)
+    }
+}
+
+/// Options as the log's, for a database in `dir` and for its one column family.
+fn options(dir: &Path) -> (rocksdb::Options, ColumnFamilyDescriptor) {
+    let ours = Options::new(dir);
+    let mut options = rocksdb::Options::default()
+        .get_options_from_string("allow_fallocate=false")
+        .expect("an option that RocksDB has");
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_max_background_jobs(2);
+    options.set_max_total_wal_size(4 * ours.write_buffer_bytes as u64);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(ours.cache_bytes));
+    table.set_block_size(16 << 10);
+    table.set_format_version(6);
+    let mut log = rocksdb::Options::default();
+    log.set_write_buffer_size(ours.write_buffer_bytes);
+    log.set_target_file_size_base(32 << 20);
+    log.set_compression_type(DBCompressionType::Lz4);
+    log.set_level_zero_file_num_compaction_trigger(2);
+    log.set_block_based_table_factory(&table);
+    (options, ColumnFamilyDescriptor::new("log", log))
+}
+
+fn iterate(db: &DB) -> (u64, u64) {
+    let log = db.cf_handle("log").expect("every database here has one");
+    let mut it = db.raw_iterator_cf(log);
+    it.seek_to_first();
+    let (mut count, mut bytes) = (0, 0);
+    while let Some((_, value)) = it.item() {
+        count += 1;
+        bytes += value.len() as u64;
+        it.next();
+    }
+    (count, bytes)
+}
+
+/// The records of a log that no server has open, read by RocksDB alone.
+pub struct Iterated {
+    db: DB,
+}
+
+impl Iterated {
+    /// Opens the database of a log, to read only.
+    pub fn open(db: &Path) -> Self {
+        let (options, log) = options(db);
+        let db = DB::open_cf_descriptors_read_only(&options, db, [log], false).expect("the log that a server left");
+        Self { db }
+    }
+
+    /// Reads every record in order; gives how many there were, and their bytes.
+    pub fn iterate(&self) -> (u64, u64) {
+        iterate(&self.db)
     }
 }
 
