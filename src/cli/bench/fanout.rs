@@ -25,7 +25,7 @@ server can do. With a rate below that, it measures what one costs.
 Examples:
   tidelog bench fanout --rate 100                     # what a delivery costs
   tidelog bench fanout --events 10000                 # how many there can be
-  tidelog bench fanout --subscribers 10000 --topics 10000 --events 20000")]
+  tidelog bench fanout --subscribers 10000 --topics 10000 --events 20000 --publishers 16")]
 pub struct Args {
     /// Subscribers
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]

@@ -27,7 +27,7 @@ const RECEIVE_BYTES: usize = 16 << 10;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The same events are published twice: first to the quick subscribers alone, then with slow ones beside them, which must get what \
-they read in order and without gaps too. The memory is the largest seen with them less the largest without.
+they read in order and without gaps too, and must not be cut off. The memory is the largest seen with them less the largest without.
 
 Examples:
   tidelog bench slow --subscribers 1000 --slow 10 --slow-rate 1KB --bytes 50MB")]
