@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Bare, Ratios, dir, filled, filter, time, topic};
+use common::{Bare, Pages, Ratios, dir, filled, filter, time, topic};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use tidelog::event::EventId;
 use tidelog::sse::Form;
@@ -53,6 +53,7 @@ fn beside_rocksdb(c: &mut Criterion) {
     let bare = Bare::filled(EVENTS, EVENT_BYTES);
     let mut group = c.benchmark_group("replay");
     group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(12));
+    let pages = [Pages::of(&dir.path().join("db")), bare.pages()];
     let ways: [(&str, &str, EventId, Option<Form>); 6] = [
         ("everything, not encoded", "**", EVENTS, None),
         ("everything, SSE", "**", EVENTS, Some(Form::Sse)),
@@ -75,6 +76,24 @@ fn beside_rocksdb(c: &mut Criterion) {
             });
         });
         ratios.print(&format!("replay, {name}: time, in times that of iterating over all records in bare RocksDB"));
+        if form != Some(Form::Sse) {
+            continue;
+        }
+        let mut ratios = Ratios::default();
+        group.bench_function(format!("{name}, from the disk"), |b| {
+            b.iter_custom(|rounds| {
+                let cold = |work: &dyn Fn()| {
+                    pages.iter().for_each(Pages::forget);
+                    time(work)
+                };
+                let ours = || _ = std::hint::black_box(replay(&store, &filter, Form::Sse));
+                let theirs = || assert_eq!(std::hint::black_box(bare.iterate()).0, EVENTS);
+                (0..rounds).map(|_| ratios.round(|| cold(&ours), || cold(&theirs))).sum()
+            });
+        });
+        ratios.print(&format!(
+            "replay, {name}, from the disk: time, in times that of iterating over all records in bare RocksDB"
+        ));
     }
 }
 

@@ -30,7 +30,7 @@ pub use crate::subscription::stream::{Stream as Subscription, StreamError};
 pub use crate::subscription::{Begin, Gap, Options as SubscribeOptions, Start};
 
 use crate::subscription::stream::Source;
-use crate::subscription::{Known, look_up};
+use crate::subscription::{Known, LookUp, look_up};
 
 /// Bytes of publishes that may wait for their commit; beyond, a publisher waits, then is refused. A second and more of the
 /// fastest appends that were measured.
@@ -245,6 +245,7 @@ impl Log {
                 store,
                 hub,
                 reads: Arc::new(Semaphore::new(READS_MAX)),
+                shared: Arc::default(),
                 clock: uptime,
                 metrics,
             }),
@@ -376,8 +377,15 @@ impl Log {
         let tail = self.tail();
         let found = match begin {
             Begin::Last(_) | Begin::Time(_) => {
-                let filter = filter.clone();
-                source.blocking(move |store| look_up(store, &filter, begin, tail)).await?
+                let (mut begin, mut upto) = (begin, tail);
+                // Step by step, so that looking far back keeps no permit from other readers.
+                loop {
+                    let filter = filter.clone();
+                    match source.blocking(move |store| look_up(store, &filter, begin, upto)).await? {
+                        LookUp::Found(cursor) => break cursor,
+                        LookUp::Further(rest, from) => (begin, upto) = (rest, from),
+                    }
+                }
             }
             Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => tail,
         };

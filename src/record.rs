@@ -53,7 +53,14 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`Malformed`] names what is wrong with the bytes.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let (topic, time) = Self::head(bytes)?;
+        Self::behind(Self::head(bytes)?, bytes)
+    }
+
+    /// Reads the rest of a record of which [`Record::head`] is known; it has been read from the same bytes.
+    ///
+    /// # Errors
+    /// [`Malformed`] names what is wrong with the bytes.
+    pub fn behind((topic, time): (TopicNumber, Millis), bytes: &'a [u8]) -> Result<Self, Malformed> {
         let flags = bytes[1];
         let mut rest = &bytes[HEAD..];
         let event = if flags & HAS_TYPE != 0 { Some(name(&mut rest)?) } else { None };

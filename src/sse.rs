@@ -237,17 +237,35 @@ fn data(out: &mut Vec<u8>, text: &str) {
     }
 }
 
+/// `00` to `99`.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[b'0'; 2]; 100];
+    let (mut tens, mut at) = (b'0', 0);
+    while at < 100 {
+        let mut ones = b'0';
+        while ones <= b'9' {
+            pairs[at] = [tens, ones];
+            (ones, at) = (ones + 1, at + 1);
+        }
+        tens += 1;
+    }
+    pairs
+};
+
 /// Appends `n` in decimal digits.
 pub fn decimal(out: &mut Vec<u8>, mut n: u64) {
+    let pair = |n: u64| PAIRS[usize::try_from(n % 100).expect("a remainder of a hundred is small")];
     let mut digits = [0u8; 20];
     let mut at = digits.len();
-    loop {
+    while n >= 10 {
+        at -= 2;
+        digits[at..at + 2].copy_from_slice(&pair(n));
+        n /= 100;
+    }
+    // What is left has one digit, or none where the last pair was the first.
+    if n > 0 || at == digits.len() {
         at -= 1;
-        digits[at] = b'0' + u8::try_from(n % 10).expect("a remainder of ten is a digit");
-        n /= 10;
-        if n == 0 {
-            break;
-        }
+        digits[at] = pair(n)[1];
     }
     out.extend_from_slice(&digits[at..]);
 }
@@ -320,7 +338,7 @@ mod tests {
 
     #[test]
     fn decimals_are_what_display_writes() {
-        for n in [0, 7, 10, 9_007_199_254_740_991, u64::MAX] {
+        for n in (0..1_200).chain([9_999, 10_000, 10_001, 9_007_199_254_740_991, u64::MAX]) {
             let mut out = Vec::new();
             decimal(&mut out, n);
             assert_eq!(String::from_utf8(out).unwrap(), n.to_string());

@@ -60,6 +60,16 @@ pub struct Scan<'a> {
 /// thread for some 8 ms, so that a search for something rare never starves other readers.
 pub const SCAN_RECORDS_MAX: usize = 16_384;
 
+/// How far was looked back for the last `n` events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Back {
+    /// All but `left` of them lie after this.
+    pub cursor: EventId,
+    /// So many more are to be looked for up to `cursor`; 0: it is done, and where fewer than `n` are retained, `cursor` lies before
+    /// them all.
+    pub left: u64,
+}
+
 /// What to trim: the events of the log, or of one topic, up to and including `upto`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trim {
@@ -151,6 +161,10 @@ pub trait Store: Send + Sync + 'static {
     /// Readers know the floors that were raised: what lies below them is no longer found, and may go.
     fn floors_published(&self);
 
+    /// How often floors were published, or the store was opened again: what is read of ids that are durable, up to the same id, is the
+    /// same as long as this does not change. Does not block.
+    fn floors_told(&self) -> u64;
+
     /// Sets or forgets a topic's own retention.
     ///
     /// # Errors
@@ -186,11 +200,23 @@ pub trait Store: Send + Sync + 'static {
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError>;
 
-    /// The cursor after which the last `n` matching events up to `upto` lie.
+    /// Looks back from `upto` for the last `n` matching events, at no more than [`SCAN_RECORDS_MAX`] records.
     ///
     /// # Errors
     /// When the log cannot be read.
-    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError>;
+    fn look_back(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError>;
+
+    /// The cursor after which the last `n` matching events up to `upto` lie. May take as long as reading the whole log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+        let mut back = self.look_back(filter, n, upto)?;
+        while back.left > 0 {
+            back = self.look_back(filter, back.left, back.cursor)?;
+        }
+        Ok(back.cursor)
+    }
 
     /// The cursor after which every event is at `time` or later.
     ///

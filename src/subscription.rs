@@ -5,6 +5,7 @@
 //! cursor never moves over a matching event that was not handed out, nor back; a floor above the cursor is told as a gap before the
 //! next event. Must not know sockets, tokio, or the clock.
 
+pub mod shared;
 pub mod stream;
 
 use std::ops::ControlFlow;
@@ -14,10 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::shared::Cut;
 use crate::event::{EventId, Millis};
 use crate::hub::{Batch, Hub, Place, SubscriberKey};
 use crate::sse::{Control, Form, GapReason};
-use crate::store::{Floor, Scan, Store, StoreError};
+use crate::store::{Back, Floor, Scan, Store, StoreError};
 use crate::topic::Filter;
 
 /// Bytes of frames that one read hands out: enough to make a blocking read worth its price, little enough that ten thousand
@@ -91,15 +93,27 @@ impl Known {
     }
 }
 
-/// The cursor at which a beginning that must be searched for is found; that of any other is `tail`. Blocks on the disk.
+/// What [`look_up`] has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookUp {
+    Found(EventId),
+    /// Look on for this, up to there.
+    Further(Begin, EventId),
+}
+
+/// Looks, in a bounded step, for the cursor of a beginning that must be searched for, up to `upto`, which is the tail at first; that
+/// of any other is the tail. Blocks on the disk.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn look_up(store: &dyn Store, filter: &Filter, begin: Begin, tail: EventId) -> Result<EventId, StoreError> {
+pub fn look_up(store: &dyn Store, filter: &Filter, begin: Begin, upto: EventId) -> Result<LookUp, StoreError> {
     match begin {
-        Begin::Last(n) => store.before_last(filter, n, tail),
-        Begin::Time(time) => Ok(store.before_time(time)?.min(tail)),
-        Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => Ok(tail),
+        Begin::Last(n) => match store.look_back(filter, n, upto)? {
+            Back { cursor, left: 0 } => Ok(LookUp::Found(cursor)),
+            Back { cursor, left } => Ok(LookUp::Further(Begin::Last(left), cursor)),
+        },
+        Begin::Time(time) => Ok(LookUp::Found(store.before_time(time)?.min(upto))),
+        Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => Ok(LookUp::Found(upto)),
     }
 }
 
@@ -167,7 +181,7 @@ pub struct Reading {
 }
 
 /// What came of a [`Reading`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WasRead {
     /// Whole frames.
     pub bytes: Bytes,
@@ -177,19 +191,24 @@ pub struct WasRead {
     pub last: EventId,
 }
 
-/// Reads at most about [`READ_BYTES`] of frames. Blocks on the disk.
+/// Reads at most about [`READ_BYTES`] of frames, up to where others would stop too ([`shared`]). Blocks on the disk.
 ///
 /// # Errors
 /// When the log cannot be read.
 pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError> {
     let Reading { filter, form, after, upto } = reading;
-    let mut out = Vec::with_capacity(READ_BYTES / 4);
+    let mut out = Vec::with_capacity(READ_BYTES + READ_BYTES / 16);
     let mut last = 0;
+    let mut cut = Cut::new(*after);
     let upto = store.scan(Scan { filter, after: *after, upto: *upto }, &mut |event| {
         form.event(&mut out, event);
         last = event.id;
-        if out.len() >= READ_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if cut.is_here(event.id, out.len()) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
+    if out.len() < out.capacity() / 4 * 3 {
+        // It may be kept a while.
+        out.shrink_to_fit();
+    }
     Ok(WasRead { bytes: out.into(), upto, last })
 }
 

@@ -7,6 +7,7 @@
 // Ratios and rates are printed with three digits.
 #![allow(clippy::cast_precision_loss)]
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -91,12 +92,32 @@ pub fn filled(dir: &TempDir, count: EventId, bytes: usize, topic: impl Fn(EventI
     RocksStore::open(Options::new(dir.path())).expect("the log again")
 }
 
+/// Forgets what the system holds in memory of a database's files.
+pub struct Pages(Vec<File>);
+
+impl Pages {
+    pub fn of(dir: &Path) -> Self {
+        let files = std::fs::read_dir(dir).expect("a log").map(|entry| entry.expect("a file").path());
+        let files: Vec<_> = files.map(|path| File::open(path).expect("a file of the log")).collect();
+        for file in &files {
+            file.sync_all().expect("what is written is on the disk");
+        }
+        Self(files)
+    }
+
+    pub fn forget(&self) {
+        for file in &self.0 {
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).expect("advice is taken");
+        }
+    }
+}
+
 /// Bare RocksDB with one column family set up like the log's: the limit.
 pub struct Bare {
     db: DB,
     sync: WriteOptions,
     next: u64,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Bare {
@@ -113,7 +134,7 @@ impl Bare {
         let db = Self::open_in(&dir);
         let mut sync = WriteOptions::default();
         sync.set_sync(true);
-        Self { db, sync, next: 1, _dir: dir }
+        Self { db, sync, next: 1, dir }
     }
 
     fn open_in(dir: &TempDir) -> DB {
@@ -132,9 +153,9 @@ impl Bare {
                 .collect();
             bare.write(&values);
         }
-        let Self { db, sync, next, _dir: dir } = bare;
+        let Self { db, sync, next, dir } = bare;
         drop(db);
-        Self { db: Self::open_in(&dir), sync, next, _dir: dir }
+        Self { db: Self::open_in(&dir), sync, next, dir }
     }
 
     /// Writes one batch, synced.
@@ -146,6 +167,11 @@ impl Bare {
             self.next += 1;
         }
         self.db.write_opt(batch, &self.sync).expect("a write");
+    }
+
+    /// Its files as they are now.
+    pub fn pages(&self) -> Pages {
+        Pages::of(self.dir.path())
     }
 
     /// Reads every record in order; gives how many there were, and their bytes.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Floor, Limits, Policy, SCAN_RECORDS_MAX, Scan, Store, StoreError, TopicStats, Trim};
+use super::{Back, Floor, Limits, Policy, SCAN_RECORDS_MAX, Scan, Store, StoreError, TopicStats, Trim};
 use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
@@ -32,6 +32,7 @@ struct State {
     log_floor: EventId,
     /// The log's floor as readers were told it; what lies below published floors is no longer in `events`.
     log_published: EventId,
+    floors_told: u64,
     floors: BTreeMap<Topic, EventId>,
     /// The end of the newest hole.
     hole: EventId,
@@ -149,6 +150,7 @@ impl Store for ModelStore {
 
     fn reopen(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
+        state.floors_told += 1;
         if state.skip > 0 {
             state.tail += std::mem::take(&mut state.skip);
             state.hole = state.tail;
@@ -183,9 +185,14 @@ impl Store for ModelStore {
 
     fn floors_published(&self) {
         let mut state = self.state.lock();
+        state.floors_told += 1;
         state.log_published = state.log_floor;
         let State { events, log_floor, floors, .. } = &mut *state;
         events.retain(|id, e| *id > *log_floor && *id > floors.get(&e.topic).copied().unwrap_or(0));
+    }
+
+    fn floors_told(&self) -> u64 {
+        self.state.lock().floors_told
     }
 
     fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
@@ -238,12 +245,19 @@ impl Store for ModelStore {
         Ok(scan.upto)
     }
 
-    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+    fn look_back(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
         let state = self.state.lock();
-        let Some(skip) = n.checked_sub(1) else { return Ok(upto) };
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let first = state.events.range(..=upto).rev().filter(|(_, e)| matches(filter, e)).nth(skip);
-        Ok(first.map_or(state.log_published, |(id, _)| id - 1))
+        let mut left = n;
+        let mut cursor = upto;
+        let max = if self.scan_max == 0 { SCAN_RECORDS_MAX } else { self.scan_max };
+        for (looked, (&id, event)) in state.events.range(..=upto).rev().enumerate() {
+            if left == 0 || looked == max {
+                return Ok(Back { cursor, left });
+            }
+            left -= u64::from(matches(filter, event));
+            cursor = id - 1;
+        }
+        Ok(Back { cursor: if left == 0 { cursor } else { state.log_published.min(upto) }, left: 0 })
     }
 
     fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {

@@ -20,6 +20,8 @@ mod reclaim;
 mod recover;
 mod resolve;
 mod seal;
+mod search;
+mod tokens;
 mod topics;
 mod trim;
 mod unsealed;
@@ -39,7 +41,7 @@ use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
-use super::{Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim, wal};
+use super::{Back, Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim, wal};
 use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
 use crate::record::{Record, TopicNumber};
 use crate::topic::{Filter, Topic};
@@ -223,6 +225,10 @@ impl Store for RocksStore {
         self.directory.write().floors_published();
     }
 
+    fn floors_told(&self) -> u64 {
+        self.directory.read().floors_told
+    }
+
     fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
         self.override_retention(topic, limits)
     }
@@ -253,7 +259,7 @@ impl Store for RocksStore {
         self.read_forward(&self.db()?, scan, each)
     }
 
-    fn before_last(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+    fn look_back(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
         self.read_backward(filter, n, upto)
     }
 
@@ -313,7 +319,7 @@ impl Store for RocksStore {
 struct Prepared<'a> {
     /// The records, the topics that are new, and the new tail.
     batch: WriteBatch,
-    created: HashMap<&'a Topic, TopicNumber>,
+    created: Vec<(&'a Topic, TopicNumber)>,
     committed: Vec<Committed>,
 }
 
@@ -350,6 +356,9 @@ impl RocksStore {
             batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
         }
         batch.put_cf(metas, meta::TAIL, pair(newest.id, newest.time));
+        // In the order of their numbers: what lists numbers only grows at its end.
+        let mut created: Vec<_> = created.into_iter().collect();
+        created.sort_unstable_by_key(|(_, number)| *number);
         Prepared { batch, created, committed }
     }
 }

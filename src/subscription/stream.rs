@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::shared::{Asker, Done, Lead, Shared, Turn};
 use super::{Options, Reading, Start, Subscription, Want, WasRead, read};
 use crate::event::{EventId, Millis};
 use crate::hub::wake::Wake;
@@ -28,19 +29,48 @@ pub struct Source {
     pub hub: Arc<Mutex<Hub<Wake>>>,
     /// How many reads may run at once.
     pub reads: Arc<Semaphore>,
+    /// What they have read and are reading.
+    pub shared: Arc<Shared>,
     /// Never goes back; when it began does not matter.
     pub clock: fn() -> Millis,
     pub metrics: Arc<Metrics>,
 }
 
 impl Source {
-    /// Does `reading` on a blocking thread when a permit is free.
+    /// Does `reading` on a blocking thread when a permit is free, or takes it from whoever does the same now or has just done it.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub async fn read(&self, reading: Reading) -> Result<WasRead, StoreError> {
-        self.metrics.catchup_reads.inc();
-        self.blocking(move |store| read(store, &reading)).await
+        let (asker, answer) = oneshot::channel();
+        match self.ask(reading, Box::new(asker)) {
+            Some(read) => Ok(read),
+            None => answer.await.unwrap_or(Err(StoreError::Closed)),
+        }
+    }
+
+    /// The same for one who does not wait in a task: gives what is known at once, and has `asker` answered otherwise. To be called
+    /// within a tokio runtime. The reading is done even if the asker leaves, unless nobody wants it when its turn comes.
+    #[must_use]
+    pub fn ask(&self, reading: Reading, asker: Box<dyn Asker>) -> Option<WasRead> {
+        let lead = match self.shared.turn(&reading, self.store.floors_told(), asker) {
+            Turn::Known(read) => return Some(read),
+            Turn::Wait => return None,
+            Turn::Lead(lead) => lead,
+        };
+        let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
+        let work = move |permit| read_on(&*store, &metrics, lead, reading, permit);
+        if let Ok(permit) = reads.clone().try_acquire_owned() {
+            drop(tokio::task::spawn_blocking(move || work(permit)));
+        } else {
+            drop(tokio::spawn(async move {
+                // Where it is closed, dropping the work says so.
+                if let Ok(permit) = reads.acquire_owned().await {
+                    drop(tokio::task::spawn_blocking(move || work(permit)));
+                }
+            }));
+        }
+        None
     }
 
     /// Runs `work` on a blocking thread when a permit is free.
@@ -80,6 +110,31 @@ impl Source {
         }
         (key, filter)
     }
+}
+
+impl Asker for oneshot::Sender<Done> {
+    fn waits(&self) -> bool {
+        !self.is_closed()
+    }
+
+    fn answer(self: Box<Self>, done: Done) {
+        // Who does not wait any more is passed over.
+        drop(self.send(done));
+    }
+}
+
+/// Reads for all who wait, and on as long as somebody keeps up, and then gives the permit back.
+fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, reading: Reading, permit: OwnedSemaphorePermit) {
+    let mut next = Some((lead, reading));
+    while let Some((lead, reading)) = next {
+        if !lead.is_wanted() {
+            break;
+        }
+        metrics.catchup_reads.inc();
+        let done = read(store, &reading);
+        next = lead.done(reading, store.floors_told(), &done);
+    }
+    drop(permit);
 }
 
 /// A place in the hub; let go when dropped.
@@ -244,5 +299,99 @@ impl futures_core::Stream for Stream {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::event::Event;
+    use crate::hub;
+    use crate::sse::Form;
+    use crate::store::model::ModelStore;
+    use crate::store::rocks::{self, RocksStore};
+    use crate::store::{Durability, Trim};
+    use crate::topic::Topic;
+
+    fn source(store: Arc<dyn Store>) -> Source {
+        let event = |id| Event {
+            id,
+            topic: Topic::parse(if id % 2 == 0 { "even" } else { "odd" }).unwrap(),
+            event: None,
+            key: None,
+            time: id,
+            data: format!("<{id}>"),
+        };
+        store.append(&(1..=9).map(event).collect::<Vec<_>>()).unwrap();
+        Source {
+            log: store.name(),
+            hub: Arc::new(Mutex::new(Hub::new(hub::Options::default(), 9))),
+            store,
+            reads: Arc::new(Semaphore::new(2)),
+            shared: Arc::default(),
+            clock: || 0,
+            metrics: Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)),
+        }
+    }
+
+    async fn all(source: &Source) -> String {
+        let reading = Reading { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 9 };
+        let read = source.read(reading).await.unwrap();
+        assert_eq!(read.upto, 9);
+        String::from_utf8(read.bytes.to_vec()).unwrap()
+    }
+
+    async fn nothing_trimmed_is_handed_out(store: Arc<dyn Store>) {
+        let source = source(store);
+        let store = source.store.clone();
+        let reads = || source.metrics.catchup_reads.get();
+        assert!(all(&source).await.contains("<4>"));
+        assert!(all(&source).await.contains("<4>"));
+        assert_eq!(reads(), 1, "the second was given what the first had read");
+        store.raise_floors(&[Trim { topic: Some(Topic::parse("even").unwrap()), upto: 4 }]).unwrap();
+        // What is there is still read, as the floor is not published.
+        assert!(all(&source).await.contains("<4>"));
+        store.floors_published();
+        let left = all(&source).await;
+        assert!(!left.contains("<4>") && left.contains("<3>") && left.contains("<6>"), "{left}");
+        let before = reads();
+        assert_eq!((all(&source).await, reads()), (left, before), "and that is shared again");
+        store.raise_floors(&[Trim { topic: None, upto: 6 }]).unwrap();
+        store.floors_published();
+        assert!(!all(&source).await.contains("<6>"));
+        let before = reads();
+        store.reopen().unwrap();
+        assert!(all(&source).await.contains("<7>"));
+        assert_eq!(reads(), before + 1, "a store that was opened again is read again");
+    }
+
+    #[tokio::test]
+    async fn what_was_trimmed_does_not_come_out_of_what_is_shared() {
+        nothing_trimmed_is_handed_out(Arc::new(ModelStore::default())).await;
+        let dir = tempfile::tempdir().unwrap();
+        let options = rocks::Options { durability: Durability::Os, ..rocks::Options::new(dir.path()) };
+        nothing_trimmed_is_handed_out(Arc::new(RocksStore::open(options).unwrap())).await;
+    }
+
+    #[tokio::test]
+    async fn many_at_one_place_read_once_also_when_the_first_leaves() {
+        let source = Arc::new(source(Arc::new(ModelStore::default())));
+        let all_permits = source.reads.clone().acquire_many_owned(2).await.unwrap();
+        let read = |source: Arc<Source>| tokio::spawn(async move { all(&source).await });
+        let first = read(source.clone());
+        let mut others = Vec::new();
+        for _ in 0..50 {
+            others.push(read(source.clone()));
+        }
+        tokio::task::yield_now().await;
+        first.abort();
+        drop(all_permits);
+        for other in others {
+            let told = tokio::time::timeout(std::time::Duration::from_secs(30), other).await.unwrap().unwrap();
+            assert!(told.contains("<9>"));
+        }
+        assert!(source.metrics.catchup_reads.get() <= 2);
     }
 }

@@ -12,8 +12,8 @@ pub struct Fact {
     pub event: Event,
     /// The step at which a floor was first raised above it.
     pub trimmed: Option<u64>,
-    /// That floor was published: nobody finds it any more.
-    pub gone: bool,
+    /// The step at which that floor was published: nobody who asks from then on finds it.
+    pub gone: Option<u64>,
     /// The whole log's floor rose above it, not only its topic's.
     pub with_the_log: bool,
 }
@@ -35,7 +35,7 @@ pub struct Facts {
 impl Facts {
     pub fn append(&mut self, events: &[Event]) {
         for event in events {
-            let fact = Fact { event: event.clone(), trimmed: None, gone: false, with_the_log: false };
+            let fact = Fact { event: event.clone(), trimmed: None, gone: None, with_the_log: false };
             assert!(self.events.insert(event.id, fact).is_none(), "id {} was given twice", event.id);
         }
     }
@@ -52,8 +52,10 @@ impl Facts {
     }
 
     /// The floors that were raised are published.
-    pub fn publish(&mut self) {
-        self.events.values_mut().for_each(|fact| fact.gone = fact.trimmed.is_some());
+    pub fn publish(&mut self, step: u64) {
+        for fact in self.events.values_mut().filter(|fact| fact.trimmed.is_some()) {
+            fact.gone.get_or_insert(step);
+        }
     }
 
     /// The matching events with `after < id <= upto`.

@@ -70,6 +70,8 @@ pub struct Watch {
     ahead: Option<EventId>,
     /// Where a stream that does not follow ends.
     until: Option<EventId>,
+    /// The step at which it began.
+    begun: u64,
     /// The last id that the client saw.
     pub id: Option<EventId>,
 }
@@ -96,7 +98,7 @@ impl Watch {
             Begin::Latest => from(tail, false),
             Begin::Earliest => from(0, true),
             Begin::Last(n) => {
-                let mut there = facts.matching(&filter, 0, tail).rev().filter(|fact| !fact.gone);
+                let mut there = facts.matching(&filter, 0, tail).rev().filter(|fact| fact.gone.is_none());
                 let first = there.nth(usize::try_from(n).unwrap() - 1);
                 from(first.map_or(0, |fact| fact.event.id - 1), true)
             }
@@ -106,7 +108,7 @@ impl Watch {
             }
         };
         let until = (!follow).then_some(tail);
-        Self { filter, at, looked: at, told: 0, excused, ahead, until, id: None }
+        Self { filter, at, looked: at, told: 0, excused, ahead, until, begun: now, id: None }
     }
 
     fn excuses(&self, fact: &Fact) -> bool {
@@ -165,6 +167,9 @@ impl Watch {
         }
         if !fact.matches(&self.filter) || event.event != ty || event.data != data {
             return Err(format!("the event is {event:?}"));
+        }
+        if fact.gone.is_some_and(|gone| gone < self.begun) {
+            return Err("it was gone before this one began".into());
         }
         if id <= self.at {
             return Err(format!("everything up to {} had come", self.at));

@@ -14,7 +14,10 @@ use tidelog::sequencer::{Appended, Sequencer};
 use tidelog::sse::Form;
 use tidelog::store::model::{Failing, ModelStore};
 use tidelog::store::{Store, Trim};
-use tidelog::subscription::{Begin, Known, Options, Reading, Start, Subscription, Want, WasRead, look_up, read};
+use tidelog::subscription::shared::{Asker, Done, Shared, Turn};
+use tidelog::subscription::{
+    Begin, Known, LookUp, Options, Reading, Start, Subscription, Want, WasRead, look_up, read,
+};
 use tidelog::topic::{Filter, Topic};
 
 use crate::facts::Facts;
@@ -84,6 +87,17 @@ enum State {
     WasRead(WasRead),
 }
 
+/// Reads are done in one step here, so nobody waits for what another reads.
+struct Nobody;
+
+impl Asker for Nobody {
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn answer(self: Box<Self>, _: Done) {}
+}
+
 #[derive(Debug)]
 struct Live {
     key: SubscriberKey,
@@ -118,6 +132,7 @@ pub struct Client {
 pub struct World {
     pub store: ModelStore,
     pub hub: Mutex<Hub<usize>>,
+    shared: Arc<Shared>,
     sequencer: Sequencer<u64>,
     writer: Writer,
     requests: VecDeque<Ask>,
@@ -144,6 +159,7 @@ impl World {
         Self {
             store: ModelStore::with_short_scans(scan_max),
             hub: Mutex::new(Hub::new(options, 0)),
+            shared: Arc::default(),
             sequencer: Sequencer::new(0, 0),
             writer: Writer::Idle,
             requests: VecDeque::new(),
@@ -313,7 +329,7 @@ impl World {
             }
             Writer::Told => {
                 self.store.floors_published();
-                self.facts.publish();
+                self.facts.publish(self.step);
                 Writer::Idle
             }
         };
@@ -418,7 +434,13 @@ impl World {
             Stage::Trims(trims) => Stage::Known(Known::of(&self.store, filter, trims), self.step),
             Stage::Known(known, step) => Stage::Tail(known, step, self.hub.lock().tail()),
             Stage::Tail(known, step, tail) => {
-                let found = look_up(&self.store, filter, begin, tail).unwrap();
+                let mut step_back = look_up(&self.store, filter, begin, tail).unwrap();
+                let found = loop {
+                    match step_back {
+                        LookUp::Found(cursor) => break cursor,
+                        LookUp::Further(rest, upto) => step_back = look_up(&self.store, filter, rest, upto).unwrap(),
+                    }
+                };
                 client.watch =
                     Some(Watch::new(filter.clone(), begin, client.spec.follow, &self.facts, tail, (step, self.step)));
                 Stage::Started(Start::fix(begin, known, tail, found))
@@ -503,7 +525,17 @@ impl World {
     fn read(&mut self, at: usize) -> Judged {
         let Stage::Live(live) = &mut self.clients[at].stage else { return Err("it is not live".into()) };
         let State::Reading(reading) = &live.state else { return Err("it does not read".into()) };
-        let got = read(&self.store, reading).map_err(|e| e.to_string())?;
+        // What another has read at this place is taken, as the drivers do, however long ago that was.
+        let told = self.store.floors_told();
+        let got = match self.shared.turn(reading, told, Box::new(Nobody)) {
+            Turn::Known(read) => read,
+            Turn::Wait => return Err("a read is under way, though each is done in one step".into()),
+            Turn::Lead(lead) => {
+                let done = read(&self.store, reading);
+                drop(lead.done(reading.clone(), told, &done));
+                done.map_err(|e| e.to_string())?
+            }
+        };
         live.state = State::WasRead(got);
         Ok(())
     }

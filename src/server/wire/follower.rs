@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use socket2::SockRef;
-use tokio::task::AbortHandle;
 
 use super::chunk::{Chunk, Unsent};
 use super::{Fresh, GivenBack};
@@ -39,19 +38,10 @@ pub struct Follower {
 pub enum Doing {
     /// The socket is full.
     Blocked { unsent: Unsent, since: Instant, end: Option<End> },
-    /// A read is on its way.
-    Reading { _task: Abort },
+    /// A read is on its way; when this goes, nobody waits for it.
+    Reading { _here: Arc<()> },
     /// It has ended; what its client still sends is thrown away, so that it is not reset before it has read the last bytes.
     Lingering { until: Instant },
-}
-
-/// A task that is not to outlive what it works for.
-pub struct Abort(pub AbortHandle);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// What becomes of a connection after the proper end of its stream.

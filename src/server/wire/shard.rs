@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::Result;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -14,12 +14,13 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::chunk::{Chunk, Unsent};
-use super::follower::{Abort, Doing, End, Follower, Then, Thrown};
+use super::follower::{Doing, End, Follower, Then, Thrown};
 use super::inbox::{Inbox, Mail, ReadDone};
 use super::{Fresh, GiveBack};
 use crate::hub::pages::Pages;
 use crate::hub::wake::SharedDoor;
 use crate::subscription::Reading;
+use crate::subscription::shared::{Asker, Done};
 
 /// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
 const TURNS_MAX: usize = 256;
@@ -125,13 +126,8 @@ impl Shard {
         for fresh in std::mem::take(&mut mail.fresh) {
             self.admit(fresh);
         }
-        for ReadDone { place, serial, read } in mail.reads.drain(..) {
-            let Some(at) = self.get(place, serial) else { continue };
-            // What is in the machine is gathered in its turn; that a read failed is said at once.
-            match self.followers[at].was_read(read, &mut self.chunk) {
-                Some(end) => self.send(place, Then::End(end)),
-                None => self.queue(place),
-            }
+        for done in mail.reads.drain(..) {
+            self.was_read(done);
         }
         for place in mail.woken.drain(..) {
             self.queue(place);
@@ -220,11 +216,24 @@ impl Shard {
     fn read(&mut self, place: u32, reading: Reading) {
         let Some(follower) = self.followers.get_mut(place as usize) else { return };
         let (source, inbox, serial) = (follower.source().clone(), Arc::clone(&self.inbox), follower.serial);
-        let task = self.runtime.spawn(async move {
-            let read = source.read(reading).await;
-            inbox.read_done(ReadDone { place, serial, read });
-        });
-        follower.doing = Some(Box::new(Doing::Reading { _task: Abort(task.abort_handle()) }));
+        let here = Arc::new(());
+        let asker = ForFollower { here: Arc::downgrade(&here), inbox, place, serial };
+        follower.doing = Some(Box::new(Doing::Reading { _here: here }));
+        let in_runtime = self.runtime.enter();
+        let known = source.ask(reading, Box::new(asker));
+        drop(in_runtime);
+        if let Some(read) = known {
+            self.was_read(ReadDone { place, serial, read: Ok(read) });
+        }
+    }
+
+    fn was_read(&mut self, ReadDone { place, serial, read }: ReadDone) {
+        let Some(at) = self.get(place, serial) else { return };
+        // What is in the machine is gathered in its turn; that a read failed is said at once.
+        match self.followers[at].was_read(read, &mut self.chunk) {
+            Some(end) => self.send(place, Then::End(end)),
+            None => self.queue(place),
+        }
     }
 
     fn happened(&mut self, event: Event) {
@@ -332,6 +341,26 @@ impl Shard {
                 follower.reset();
                 self.remove(place);
             }
+        }
+    }
+}
+
+/// Has what was read put into the inbox, as long as the follower is there.
+struct ForFollower {
+    here: Weak<()>,
+    inbox: Arc<Inbox>,
+    place: u32,
+    serial: u32,
+}
+
+impl Asker for ForFollower {
+    fn waits(&self) -> bool {
+        self.here.strong_count() > 0
+    }
+
+    fn answer(self: Box<Self>, read: Done) {
+        if self.waits() {
+            self.inbox.read_done(ReadDone { place: self.place, serial: self.serial, read });
         }
     }
 }

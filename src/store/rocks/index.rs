@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rocksdb::{DBRawIterator, ReadOptions};
+use rocksdb::ReadOptions;
 
 use super::directory::range_within;
 use super::layout::{
@@ -25,11 +25,15 @@ use crate::store::StoreError;
 /// about 9 µs, a record passed over 0.4 µs and less.
 pub const DENSE_ONE_IN: u64 = 64;
 
-/// Up to so many topics are looked up in the postings one by one; for more of them the segment's summary is read first.
-pub const FEW_TOPICS: usize = 16;
+/// Up to so many topics are looked up in the postings one by one; for more of them the segment's summary is read first, which takes
+/// as long.
+pub const FEW_TOPICS: usize = 32;
 
 /// Ids of an open segment that are looked at under one hold of the directory's lock: appends wait for it.
 pub const IDS_PER_LOOK: u64 = 4096;
+
+/// Up to so many topics are followed through an open segment each by its chain; for more of them all of its entries are looked at.
+pub const CHAINED_MAX: usize = 1024;
 
 /// What counts as one record looked at, when the shares of a summary are gone through.
 const SHARES_PER_LOOK: usize = 32;
@@ -73,6 +77,17 @@ pub fn read_failed(e: &rocksdb::Error) -> StoreError {
 fn decoded(value: &[u8], topic: TopicNumber, segment: SegmentNumber) -> Result<Vec<Posting>, StoreError> {
     decode_postings(value)
         .ok_or_else(|| corrupt(&format!("the postings of topic number {topic} in segment {segment} cannot be read")))
+}
+
+/// The ids that `value`, the postings of a topic in a sealed segment, gives within `after < id <= upto`.
+pub fn sealed_ids(
+    value: &[u8],
+    topic: TopicNumber,
+    segment: SegmentNumber,
+    after: EventId,
+    upto: EventId,
+) -> Result<impl Iterator<Item = EventId>, StoreError> {
+    Ok(placed(segment, &decoded(value, topic, segment)?, after, upto).into_iter().map(|(id, _)| id))
 }
 
 /// The ids of one topic in a sealed segment, within `after < id <= upto`, each with its bytes.
@@ -184,11 +199,13 @@ impl RocksStore {
         after: EventId,
         upto: EventId,
     ) -> Option<Vec<EventId>> {
-        if topics.len() <= FEW_TOPICS {
-            let directory = self.directory.read();
-            let open = directory.open.get(&segment)?;
-            let mut ids: Vec<_> =
-                topics.iter().flat_map(|&t| open.events_of(segment, t, after, upto)).map(|(id, _)| id).collect();
+        if topics.len() <= CHAINED_MAX {
+            let mut ids: Vec<EventId> = Vec::new();
+            for some in topics.chunks(FEW_TOPICS) {
+                let directory = self.directory.read();
+                let open = directory.open.get(&segment)?;
+                ids.extend(some.iter().flat_map(|&t| open.events_of(segment, t, after, upto)).map(|(id, _)| id));
+            }
             ids.sort_unstable();
             return Some(ids);
         }
@@ -205,33 +222,9 @@ impl RocksStore {
         }
         Some(ids)
     }
-
-    /// The first segment from `segment` on that may hold one of few topics, so that the segments before it need no look.
-    pub(super) fn skip_to(
-        &self,
-        db: &Handle<'_>,
-        topics: &Topics,
-        segment: SegmentNumber,
-    ) -> Result<SegmentNumber, StoreError> {
-        let Topics::These(topics) = topics else { return Ok(segment) };
-        let first_open = self.directory.read().first_open();
-        if topics.len() > FEW_TOPICS || segment >= first_open {
-            return Ok(segment);
-        }
-        let mut it: DBRawIterator<'_> = db.raw_iterator_cf(db.cf(POSTINGS));
-        let mut nearest = first_open;
-        for &topic in topics.iter() {
-            it.seek(postings_key(topic, segment));
-            match it.key().and_then(postings_place) {
-                Some((t, s)) if t == topic => nearest = nearest.min(s),
-                _ => it.status().map_err(|e| read_failed(&e))?,
-            }
-        }
-        Ok(nearest)
-    }
 }
 
-fn plan_for(ids: Vec<EventId>, after: EventId, upto: EventId) -> Plan {
+pub fn plan_for(ids: Vec<EventId>, after: EventId, upto: EventId) -> Plan {
     match ids.len() as u64 {
         0 => Plan::Nothing,
         n if n * DENSE_ONE_IN >= upto - after => Plan::Look,

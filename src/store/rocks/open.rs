@@ -129,6 +129,7 @@ impl RocksStore {
             let mut before = self.directory.write();
             directory.not_yet_published(&before);
             directory.floors_version = before.floors_version + 1;
+            directory.floors_told = before.floors_told + 1;
             *before = directory;
         }
         *self.mark.lock() = opened.mark;
@@ -231,6 +232,8 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
     db.set_max_background_jobs(2);
     // One file is 32 MiB or more, so this covers 32 GiB without reopening any, and stays within common limits.
     db.set_max_open_files(1024);
+    // A replay is many short reads one behind the other: the system sees that, where it is not told to expect none, and reads ahead.
+    db.set_advise_random_on_open(false);
     // Old write-ahead logs hold small column families back; past this they are flushed, so that a start replays little.
     db.set_max_total_wal_size(2 * options.write_buffer_bytes as u64);
     // RocksDB then notices a write-ahead log file that is missing, which it would otherwise read as a shorter log.

@@ -3,27 +3,31 @@
 //! What holds: what lies below a floor is hidden from when readers were told the floor, not before; no iterator and no lock outlives a
 //! call. Must not write.
 
-use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::ops::ControlFlow;
 
 use rocksdb::ReadOptions;
 
-use super::index::{DENSE_ONE_IN, FEW_TOPICS, IDS_PER_LOOK, Plan, read_failed};
-use super::layout::{LOG, first_id, last_id, log_id, log_key, segment_of};
+use super::index::{Plan, read_failed};
+use super::layout::{LOG, first_id, last_id, log_id, log_key};
+use super::number::ByNumber;
 use super::open::corrupt;
 use super::resolve::Topics;
+use super::search::{Search, Step};
 use super::{Handle, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
-use crate::record::{Record, TopicNumber};
-use crate::store::{SCAN_RECORDS_MAX, Scan, StoreError};
+use crate::record::Record;
+use crate::store::{Back, SCAN_RECORDS_MAX, Scan, StoreError};
 use crate::topic::{Filter, Topic};
 
-/// Records that are looked at in a sealed segment before its index is asked for many topics: where some of them match, looking on
-/// is cheaper than finding every match of the segment for each 64 KiB that a reader takes.
-const PROBE: u64 = 512;
+/// Up to so many topics have their events counted together: each costs 0.1 µs, and appends wait.
+const COUNTED_MAX: usize = 1024;
 
 /// What is done with a record: go on, or stop.
 type Visit<'a> = dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
+
+/// Topics that one read meets without making room for more of them.
+const SEEN: usize = 64;
 
 /// What is remembered of a topic during one read: `None` where its events are not wanted.
 type Seen = Option<(Topic, EventId)>;
@@ -35,7 +39,7 @@ struct Reader<'a> {
     topics: Topics,
     /// As readers were told it; so are the topics' floors.
     log_floor: EventId,
-    seen: HashMap<TopicNumber, Seen>,
+    seen: ByNumber<Seen>,
     /// How many records were of these topics.
     wanted: u64,
 }
@@ -44,7 +48,8 @@ impl Reader<'_> {
     /// The event, when it matches and is not trimmed.
     fn event<'b>(&'b mut self, id: EventId, value: &'b [u8]) -> Result<Option<EventRef<'b>>, StoreError> {
         let unreadable = |e: &dyn std::fmt::Display| corrupt(&format!("event {id} cannot be read: {e}"));
-        let (topic, _) = Record::head(value).map_err(|e| unreadable(&e))?;
+        let head = Record::head(value).map_err(|e| unreadable(&e))?;
+        let (topic, _) = head;
         let store = self.store;
         let seen = self.seen.entry(topic).or_insert_with(|| {
             if !self.topics.contains(topic) {
@@ -58,7 +63,7 @@ impl Reader<'_> {
         if id <= (*floor).max(self.log_floor) {
             return Ok(None);
         }
-        let record = Record::decode(value).map_err(|e| unreadable(&e))?;
+        let record = Record::behind(head, value).map_err(|e| unreadable(&e))?;
         if !self.filter.matches_type(record.event) {
             return Ok(None);
         }
@@ -87,7 +92,14 @@ impl RocksStore {
     fn reader<'a>(&'a self, filter: &'a Filter) -> Reader<'a> {
         let topics = self.topics_of(filter);
         let log_floor = self.directory.read().log_published;
-        Reader { store: self, filter, topics, log_floor, seen: HashMap::new(), wanted: 0 }
+        Reader {
+            store: self,
+            filter,
+            topics,
+            log_floor,
+            seen: ByNumber::with_capacity_and_hasher(SEEN, BuildHasherDefault::default()),
+            wanted: 0,
+        }
     }
 
     pub(super) fn read_forward(
@@ -97,35 +109,12 @@ impl RocksStore {
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
         let mut reader = self.reader(scan.filter);
-        let topics = reader.topics.clone();
         let mut after = scan.after.max(reader.log_floor);
+        let mut search = Search::new(self, &reader.topics, after);
         let mut looked = 0;
-        let mut probe = PROBE;
         while after < scan.upto && looked < SCAN_RECORDS_MAX {
-            let segment = self.skip_to(db, &topics, segment_of(after + 1))?;
-            after = after.max(first_id(segment).saturating_sub(1));
-            if after >= scan.upto {
-                break;
-            }
-            looked += 1;
-            let mut upto = last_id(segment).min(scan.upto);
-            let plan = match &topics {
-                // With many topics the index of a whole segment costs milliseconds: it is asked only where looking finds little.
-                Topics::These(topics) if topics.len() > FEW_TOPICS && self.directory.read().first_open() <= segment => {
-                    upto = upto.min(after + IDS_PER_LOOK);
-                    None
-                }
-                Topics::These(topics) if topics.len() > FEW_TOPICS && probe > 0 => {
-                    upto = upto.min(after + probe);
-                    Some(Plan::Look)
-                }
-                _ => None,
-            };
-            let probing = plan.is_some();
-            let plan = match plan {
-                Some(plan) => plan,
-                None => self.plan(db, &topics, segment, (after, upto), &mut looked)?,
-            };
+            let Step { after: from, upto, plan } = search.next(db, after, scan.upto, &mut looked)?;
+            after = from;
             let wanted = reader.wanted;
             let mut stopped_at = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
@@ -148,37 +137,37 @@ impl RocksStore {
             if let Some(id) = stopped_at {
                 return Ok(id);
             }
-            if probing {
-                let dense = (reader.wanted - wanted) * DENSE_ONE_IN >= upto - after;
-                probe = if dense { (probe * 4).min(IDS_PER_LOOK) } else { 0 };
-            }
+            search.was_looked_at(reader.wanted - wanted, upto - after);
             after = upto;
         }
         Ok(after.min(scan.upto).max(scan.after))
     }
 
-    pub(super) fn read_backward(&self, filter: &Filter, n: u64, upto: EventId) -> Result<EventId, StoreError> {
+    pub(super) fn read_backward(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
         let db = self.db()?;
         let mut reader = self.reader(filter);
         let topics = reader.topics.clone();
-        let mut left = n;
-        if left == 0 {
-            return Ok(upto);
-        }
         let floor = reader.log_floor;
+        if n == 0 || upto <= floor || n > self.retained_at_most(&topics) {
+            return Ok(Back { cursor: if n == 0 { upto } else { floor.min(upto) }, left: 0 });
+        }
+        let (mut left, mut looked) = (n, 0);
         let newest = self.newest_of(&topics).min(upto);
         let segments = self.directory.read().segments_between(floor, newest);
         for segment in segments.into_iter().rev() {
             let (after, last) = (floor.max(first_id(segment).saturating_sub(1)), last_id(segment).min(newest));
-            let plan = self.plan(&db, &topics, segment, (after, last), &mut 0)?;
-            let mut found = None;
+            if looked >= SCAN_RECORDS_MAX {
+                return Ok(Back { cursor: last, left });
+            }
+            looked += 1;
+            let plan = self.plan(&db, &topics, segment, (after, last), &mut looked)?;
+            let mut stopped_at = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
-                if reader.event(id, value)?.is_some() {
-                    left -= 1;
-                    if left == 0 {
-                        found = Some(id - 1);
-                        return Ok(ControlFlow::Break(()));
-                    }
+                looked += 1;
+                left -= u64::from(reader.event(id, value)?.is_some());
+                if left == 0 || looked >= SCAN_RECORDS_MAX {
+                    stopped_at = Some(id - 1);
+                    return Ok(ControlFlow::Break(()));
                 }
                 Ok(ControlFlow::Continue(()))
             };
@@ -187,11 +176,22 @@ impl RocksStore {
                 Plan::Seek(ids) => seek(&db, ids.into_iter().rev(), &mut visit)?,
                 Plan::Look => records_backward(&db, after, last, &mut visit)?,
             }
-            if let Some(cursor) = found {
-                return Ok(cursor);
+            if let Some(cursor) = stopped_at {
+                return Ok(Back { cursor, left });
             }
         }
-        Ok(floor)
+        Ok(Back { cursor: floor, left: 0 })
+    }
+
+    /// No more events than so many of these topics are retained; of many topics it is not asked.
+    fn retained_at_most(&self, topics: &Topics) -> u64 {
+        let directory = self.directory.read();
+        match topics {
+            Topics::These(topics) if topics.len() <= COUNTED_MAX => {
+                topics.iter().filter_map(|&t| directory.row(t)).map(|row| row.live.events).sum()
+            }
+            _ => directory.live.events,
+        }
     }
 
     /// The cursor before the first event that is at `time` or later: times never decrease, so segments, then ids are halved.

@@ -47,6 +47,7 @@ fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreE
 }
 
 fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
+    let mut topics = Vec::new();
     let mut rows = db.raw_iterator_cf(db.cf(TOPIC));
     rows.seek_to_first();
     while let Some((name, value)) = rows.item() {
@@ -58,10 +59,16 @@ fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), Stor
             return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
         }
         let TopicRow { number, floor, retention } = row;
-        directory.insert(number, Row { floor, published: floor, settled: floor, retention, ..Row::new(topic) });
+        topics.push((number, Row { floor, published: floor, settled: floor, retention, ..Row::new(topic) }));
         rows.next();
     }
-    rows.status().map_err(|e| StoreError::io("reading the topics")(&e))
+    rows.status().map_err(|e| StoreError::io("reading the topics")(&e))?;
+    // In the order in which they were given their numbers: what lists numbers only grows at its end.
+    topics.sort_unstable_by_key(|(number, _)| *number);
+    for (number, row) in topics {
+        directory.insert(number, row);
+    }
+    Ok(())
 }
 
 /// Reads the summaries of the sealed segments; returns the last of them.
@@ -86,7 +93,7 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
             let Some(row) = directory.row(share.topic) else { continue };
             let (base, newest) = (first_id(segment), first_id(segment) + u64::from(share.last));
             let floor = row.floor.max(directory.log_floor);
-            let live = if floor < base {
+            let live = if floor < base || floor == 0 {
                 Amount { events: share.events.into(), bytes: share.bytes }
             } else if floor >= newest {
                 Amount::default()
@@ -95,8 +102,8 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
             };
             known.live.add(live);
             directory.live.add(live);
+            directory.saw(share.topic, newest);
             if let Some(row) = directory.row_mut(share.topic) {
-                row.last = newest;
                 row.live.add(live);
             }
         }

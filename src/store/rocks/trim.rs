@@ -95,10 +95,7 @@ impl RocksStore {
         directory.floors_version += 1;
         directory.log_floor = log_floor;
         for (number, (_, floor)) in topics {
-            if let Some(row) = directory.row_mut(number) {
-                row.floor = floor;
-                row.first = None;
-            }
+            directory.raise_floor(number, floor);
             directory.raised.push(number);
         }
         Ok(rose)

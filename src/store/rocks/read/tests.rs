@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::*;
-use crate::event::Event;
+use crate::event::{Event, EventType};
 use crate::store::rocks::Options;
 use crate::store::{Durability, Store};
 use crate::topic::{Pattern, Topic};
@@ -77,7 +77,40 @@ fn check(store: &RocksStore) {
             let n = random.usize(1..50).min(to).max(1);
             let before = store.before_last(&filter, n as u64, upto).unwrap();
             assert_eq!(matching[..to].iter().filter(|&&id| id > before).count(), n.min(to), "{patterns:?} last {n}");
+            let before = store.before_last(&filter, EVENTS, upto).unwrap();
+            assert!(before < matching.first().copied().unwrap_or(1), "{patterns:?}: everything is the last {EVENTS}");
         }
+    }
+}
+
+#[test]
+fn looking_far_back_is_done_in_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(&dir);
+    store.tidy().unwrap();
+    let nobody_has = EventType::parse("unheard").unwrap();
+    for (filter, n, most) in [
+        (Filter::new(Vec::new(), vec![nobody_has]), 5, 0),
+        (Filter::all(), EVENTS - 7, EVENTS - 7),
+        (Filter::new(vec![Pattern::parse("busy").unwrap()], Vec::new()), 60_000, 60_000),
+    ] {
+        let (mut cursor, mut left, mut steps) = (EVENTS, n, 0);
+        while left > 0 {
+            let back = store.look_back(&filter, left, cursor).unwrap();
+            assert!(back.left == 0 || back.cursor < cursor && cursor - back.cursor <= 4 * SCAN_RECORDS_MAX as u64);
+            (cursor, left, steps) = (back.cursor, back.left, steps + 1);
+        }
+        assert!(steps >= 4, "{steps} steps for {n}");
+        let mut found = 0;
+        while cursor < EVENTS {
+            cursor = store
+                .scan(Scan { filter: &filter, after: cursor, upto: EVENTS }, &mut |_| {
+                    found += 1;
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+        }
+        assert_eq!(found, most, "the last {n}");
     }
 }
 

@@ -1,0 +1,491 @@
+//! Reads that subscribers share: those at the same place in the log, for the same filter and form, have it read once.
+//!
+//! What holds: what is handed out is what reading now would give, so a read from before a trim was published is handed to nobody who
+//! asks after; and no more than [`SHARED_BYTES_MAX`] are kept. Cursors that began apart fall into step, as blocks end at round ids
+//! ([`Cut`]). Who reads for one that goes on reads on a little, since changing threads costs as much as half a block. Must not know the
+//! store, nor threads.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{READ_BYTES, Reading, WasRead};
+use crate::event::EventId;
+use crate::sse::Form;
+use crate::store::StoreError;
+use crate::topic::Filter;
+
+/// Bytes of frames that are kept for readers that come by later. Replays that began together drift apart by what their sockets
+/// hold, some megabytes; one that is farther behind than this reads for itself, and for those behind it.
+pub const SHARED_BYTES_MAX: usize = 8 << 20;
+
+/// What a read counts beside its bytes, so that empty ones are bounded too.
+const ENTRY_BYTES: usize = 512;
+
+/// Blocks that are read ahead of whoever asks next, at the most: with the one that was asked for, a thread is changed for four.
+const AHEAD_MAX: u32 = 3;
+
+/// Blocks that one thread reads on end while somebody waits for each: two milliseconds, then other readers have their turn.
+const RUN_MAX: u32 = 16;
+
+/// When a block that was read ahead goes unread, as where many slow readers share the room, none is read ahead for so many reads.
+const PAUSE: u32 = 256;
+
+/// Where a block may end. A block is as long as it takes, but where it can, it ends at the first match from a multiple of a power of
+/// two on, the same for all that come by: so the next one begins at the same id for them all, wherever they began.
+#[derive(Debug)]
+pub struct Cut {
+    after: EventId,
+    /// Ends with the first match from this id on, once it is known.
+    end: Option<EventId>,
+}
+
+impl Cut {
+    /// Of a block that begins after `after`.
+    pub fn new(after: EventId) -> Self {
+        Self { after, end: None }
+    }
+
+    /// Whether the block ends with the match `id`, which makes it `bytes` long.
+    pub fn is_here(&mut self, id: EventId, bytes: usize) -> bool {
+        if let Some(end) = self.end {
+            return id >= end || bytes >= READ_BYTES;
+        }
+        if bytes >= READ_BYTES / 8 {
+            // From one round id to the next there are four to eight times as many ids: that makes half a block at least.
+            let step = (id.saturating_sub(self.after).max(1) * 4).next_power_of_two();
+            self.end = Some((id / step + 1) * step);
+        }
+        bytes >= READ_BYTES
+    }
+}
+
+/// A place to read from, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place {
+    filter: Arc<Filter>,
+    form: Form,
+    after: EventId,
+}
+
+impl Place {
+    fn of(reading: &Reading) -> Self {
+        Self { filter: reading.filter.clone(), form: reading.form, after: reading.after }
+    }
+}
+
+/// What comes of a reading.
+pub type Done = Result<WasRead, StoreError>;
+
+/// Somebody who waits for a reading.
+pub trait Asker: Send {
+    /// Whether it still does.
+    fn waits(&self) -> bool;
+
+    /// Hands it over; must not block.
+    fn answer(self: Box<Self>, done: Done);
+}
+
+/// Who waits for a read: known to the one who reads, also when the place has been given to a newer read meanwhile.
+type Waiting = Arc<Mutex<Vec<Box<dyn Asker>>>>;
+
+enum State {
+    /// Somebody reads, at the most up to `upto`.
+    Running { upto: EventId, waiting: Waiting },
+    /// It was read, and whether anybody had it.
+    Done { read: WasRead, had: bool },
+}
+
+struct Entry {
+    /// Tells entries apart that have the same place one after the other.
+    serial: u64,
+    /// How often floors had been published before the read began.
+    told: u64,
+    state: State,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: HashMap<Place, Entry>,
+    /// Those that are done, the oldest first; also some that have been replaced since.
+    done: VecDeque<(Place, u64)>,
+    bytes: usize,
+    serial: u64,
+    /// For so many reads none is read ahead.
+    pause: u32,
+}
+
+/// The reads of a log that are under way, and the last that were done.
+#[derive(Default)]
+pub struct Shared(Mutex<Inner>);
+
+/// How one gets at what is to be read.
+pub enum Turn {
+    /// It was read already; the asker is not asked for.
+    Known(WasRead),
+    /// Somebody reads it, and answers the asker.
+    Wait,
+    /// Read it, and hand it in: that answers the asker.
+    Lead(Lead),
+}
+
+/// The duty to read for all that come by. Dropped, it tells whoever waits that the log is closed.
+pub struct Lead {
+    shared: Arc<Shared>,
+    /// `None`: what is read is for nobody else.
+    place: Option<(Place, u64)>,
+    waiting: Waiting,
+    /// Blocks that were read on end before this one, and those among them for which nobody waited, since the last.
+    run: u32,
+    ahead: u32,
+}
+
+impl Shared {
+    /// How to get at `reading` for `asker`. `told` is how often the store's floors have been published by now.
+    pub fn turn(self: &Arc<Self>, reading: &Reading, told: u64, asker: Box<dyn Asker>) -> Turn {
+        let place = Place::of(reading);
+        let mut inner = self.0.lock();
+        let entry = inner.entries.get_mut(&place).filter(|entry| entry.told == told);
+        let taken = entry.is_some();
+        match entry.map(|entry| &mut entry.state) {
+            // What reaches farther than was asked for is not for this one.
+            Some(State::Done { read, had }) if read.upto <= reading.upto => {
+                *had = true;
+                return Turn::Known(read.clone());
+            }
+            Some(State::Running { upto, waiting }) if *upto <= reading.upto => {
+                waiting.lock().push(asker);
+                return Turn::Wait;
+            }
+            _ => {}
+        }
+        inner.pause = inner.pause.saturating_sub(1);
+        let waiting = Waiting::new(Mutex::new(vec![asker]));
+        let place = (!taken).then(|| inner.begin(place, told, reading.upto, &waiting));
+        Turn::Lead(Lead { shared: self.clone(), place, waiting, run: 0, ahead: 0 })
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
+}
+
+fn cost(read: &WasRead) -> usize {
+    ENTRY_BYTES + read.bytes.len()
+}
+
+impl Inner {
+    fn begin(&mut self, place: Place, told: u64, upto: EventId, waiting: &Waiting) -> (Place, u64) {
+        self.remove(&place);
+        self.serial += 1;
+        let state = State::Running { upto, waiting: waiting.clone() };
+        self.entries.insert(place.clone(), Entry { serial: self.serial, told, state });
+        (place, self.serial)
+    }
+
+    fn remove(&mut self, place: &Place) -> Option<Entry> {
+        let entry = self.entries.remove(place)?;
+        if let State::Done { read, .. } = &entry.state {
+            self.bytes -= cost(read);
+        }
+        Some(entry)
+    }
+
+    /// The entry, unless it was replaced by another one.
+    fn get_mut(&mut self, place: &Place, serial: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(place).filter(|entry| entry.serial == serial)
+    }
+
+    /// Keeps what was read in the place where it was running.
+    fn keep(&mut self, place: Place, serial: u64, read: &WasRead, had: bool) {
+        let Some(entry) = self.get_mut(&place, serial) else { return };
+        entry.state = State::Done { read: read.clone(), had };
+        self.bytes += cost(read);
+        self.done.push_back((place, serial));
+        while self.bytes > SHARED_BYTES_MAX
+            && let Some((oldest, serial)) = self.done.pop_front()
+        {
+            if self.get_mut(&oldest, serial).is_none() {
+                continue;
+            }
+            if let Some(Entry { state: State::Done { had: false, .. }, .. }) = self.remove(&oldest) {
+                self.pause = PAUSE;
+            }
+        }
+    }
+}
+
+impl Lead {
+    /// Whether anybody is there to have it, or it is read ahead of them.
+    pub fn is_wanted(&self) -> bool {
+        self.run > 0 || self.waiting.lock().iter().any(|asker| asker.waits())
+    }
+
+    /// Hands in what came of `reading`, which answers all who wait for it. Where they will want more, gives what is to be read next;
+    /// `told` is how often the store's floors have been published by now.
+    pub fn done(mut self, mut reading: Reading, told: u64, done: &Done) -> Option<(Self, Reading)> {
+        let place = self.place.take();
+        let mut next = None;
+        let waiting = {
+            let mut inner = self.shared.0.lock();
+            // No one can come to wait any more once it is done, or gone.
+            let waiting = std::mem::take(&mut *self.waiting.lock());
+            match (place, done) {
+                (Some((place, serial)), Ok(read)) => {
+                    inner.keep(place, serial, read, !waiting.is_empty());
+                    self.ahead = if waiting.is_empty() { self.ahead + 1 } else { 0 };
+                    if self.goes_on(&inner, read, reading.upto) {
+                        reading.after = read.upto;
+                        next = self.begin_next(&mut inner, &reading, told);
+                    }
+                }
+                (Some((place, serial)), Err(_)) if inner.get_mut(&place, serial).is_some() => {
+                    drop(inner.remove(&place));
+                }
+                _ => {}
+            }
+            waiting
+        };
+        for asker in waiting {
+            asker.answer(done.clone());
+        }
+        next.map(|next| (next, reading))
+    }
+
+    /// Whether to read on behind `read`: there is more, it comes in blocks, and somebody keeps up with it.
+    fn goes_on(&self, inner: &Inner, read: &WasRead, upto: EventId) -> bool {
+        let more = read.upto < upto && read.bytes.len() >= READ_BYTES / 8;
+        more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < AHEAD_MAX
+    }
+
+    fn begin_next(&self, inner: &mut Inner, reading: &Reading, told: u64) -> Option<Self> {
+        let place = Place::of(reading);
+        if inner.entries.get(&place).is_some_and(|entry| entry.told == told) {
+            return None;
+        }
+        let waiting = Waiting::default();
+        let place = Some(inner.begin(place, told, reading.upto, &waiting));
+        Some(Self { shared: self.shared.clone(), place, waiting, run: self.run + 1, ahead: self.ahead })
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut inner = self.shared.0.lock();
+            if let Some((place, serial)) = self.place.take()
+                && inner.get_mut(&place, serial).is_some()
+            {
+                drop(inner.remove(&place));
+            }
+            std::mem::take(&mut *self.waiting.lock())
+        };
+        for asker in waiting {
+            asker.answer(Err(StoreError::Closed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::topic::Pattern;
+
+    fn reading(pattern: &str, after: EventId, upto: EventId) -> Reading {
+        let filter = Filter::new(vec![Pattern::parse(pattern).unwrap()], Vec::new());
+        Reading { filter: Arc::new(filter), form: Form::Sse, after, upto }
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "it is handed in where a read may fail")]
+    fn read(upto: EventId, bytes: usize) -> Done {
+        Ok(WasRead { bytes: Bytes::from(vec![b'x'; bytes]), upto, last: upto })
+    }
+
+    /// What an asker was answered; `None` while it waits.
+    type Told = Arc<Mutex<Option<Done>>>;
+
+    struct Waiter(Told);
+
+    impl Asker for Waiter {
+        fn waits(&self) -> bool {
+            Arc::strong_count(&self.0) > 1
+        }
+
+        fn answer(self: Box<Self>, done: Done) {
+            *self.0.lock() = Some(done);
+        }
+    }
+
+    fn asks(shared: &Arc<Shared>, reading: &Reading, told: u64) -> (Turn, Told) {
+        let answer = Told::default();
+        (shared.turn(reading, told, Box::new(Waiter(answer.clone()))), answer)
+    }
+
+    fn lead(turn: (Turn, Told)) -> Lead {
+        let (Turn::Lead(lead), _) = turn else { panic!("it is to be read") };
+        lead
+    }
+
+    fn known(turn: (Turn, Told)) -> EventId {
+        let (Turn::Known(read), _) = turn else { panic!("it was read") };
+        read.upto
+    }
+
+    fn waits(turn: (Turn, Told)) -> Told {
+        let (Turn::Wait, answer) = turn else { panic!("it is being read") };
+        answer
+    }
+
+    fn upto(answer: &Told) -> Option<EventId> {
+        answer.lock().as_ref().map(|done| done.as_ref().unwrap().upto)
+    }
+
+    #[test]
+    fn one_reads_for_those_who_wait_and_those_who_come_later() {
+        let shared = Arc::new(Shared::default());
+        let (first, answer) = asks(&shared, &reading("a", 5, 90), 0);
+        let first = lead((first, Told::default()));
+        let second = waits(asks(&shared, &reading("a", 5, 91), 0));
+        lead(asks(&shared, &reading("b", 5, 90), 0));
+        lead(asks(&shared, &reading("a", 6, 90), 0));
+        lead(asks(&shared, &Reading { form: Form::Lines, ..reading("a", 5, 90) }, 0));
+        assert!(first.done(reading("a", 5, 90), 0, &read(40, 100)).is_none(), "so little is no block");
+        assert_eq!((upto(&answer), upto(&second)), (Some(40), Some(40)));
+        assert_eq!(known(asks(&shared, &reading("a", 5, 95), 0)), 40);
+    }
+
+    #[test]
+    fn a_read_of_before_a_trim_is_for_nobody_who_comes_after() {
+        let shared = Arc::new(Shared::default());
+        drop(lead(asks(&shared, &reading("a", 5, 90), 0)).done(reading("a", 5, 90), 0, &read(40, 100)));
+        let running = lead(asks(&shared, &reading("a", 40, 90), 0));
+        let before = waits(asks(&shared, &reading("a", 40, 90), 0));
+        // Floors were published: both are read anew.
+        let anew = lead(asks(&shared, &reading("a", 40, 90), 1));
+        let after = waits(asks(&shared, &reading("a", 40, 90), 1));
+        drop(lead(asks(&shared, &reading("a", 5, 90), 1)).done(reading("a", 5, 90), 1, &read(30, 50)));
+        assert_eq!(known(asks(&shared, &reading("a", 5, 90), 1)), 30);
+        drop(running.done(reading("a", 40, 90), 1, &read(80, 100)));
+        assert_eq!((upto(&before), upto(&after)), (Some(80), None), "who asked before is given what was begun before");
+        drop(anew.done(reading("a", 40, 90), 1, &read(70, 100)));
+        assert_eq!(upto(&after), Some(70));
+        assert_eq!(known(asks(&shared, &reading("a", 40, 90), 1)), 70);
+        assert_eq!(shared.bytes(), 2 * ENTRY_BYTES + 150);
+    }
+
+    #[test]
+    fn nobody_is_given_more_than_was_asked_for() {
+        let shared = Arc::new(Shared::default());
+        let first = lead(asks(&shared, &reading("a", 5, 90), 0));
+        let (alone, answer) = asks(&shared, &reading("a", 5, 60), 0);
+        drop(lead((alone, Told::default())).done(reading("a", 5, 60), 0, &read(50, 100)));
+        assert_eq!(upto(&answer), Some(50));
+        drop(first.done(reading("a", 5, 90), 0, &read(80, 100)));
+        assert_eq!(known(asks(&shared, &reading("a", 5, 80), 0)), 80);
+        lead(asks(&shared, &reading("a", 5, 79), 0));
+        assert_eq!(known(asks(&shared, &reading("a", 5, 90), 0)), 80, "a read for one does not replace what is shared");
+    }
+
+    #[test]
+    fn a_reader_that_gives_up_or_fails_leaves_nothing_behind() {
+        let shared = Arc::new(Shared::default());
+        for fails in [false, true] {
+            let first = lead(asks(&shared, &reading("a", 5, 90), 0));
+            assert!(!first.is_wanted(), "who asked has left");
+            let second = waits(asks(&shared, &reading("a", 5, 90), 0));
+            assert!(first.is_wanted());
+            if fails {
+                assert!(first.done(reading("a", 5, 90), 0, &Err(StoreError::Closed)).is_none());
+            } else {
+                drop(first);
+            }
+            assert!(matches!(*second.lock(), Some(Err(StoreError::Closed))));
+            assert_eq!(shared.bytes(), 0);
+            assert!(shared.0.lock().entries.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_the_oldest_goes() {
+        let shared = Arc::new(Shared::default());
+        for after in 0..1_000 {
+            let reading = reading("a", after, after + 1);
+            drop(lead(asks(&shared, &reading, 0)).done(reading, 0, &read(after + 1, READ_BYTES)));
+            assert!(shared.bytes() <= SHARED_BYTES_MAX);
+        }
+        let inner = shared.0.lock();
+        assert_eq!(inner.entries.len(), SHARED_BYTES_MAX / (READ_BYTES + ENTRY_BYTES));
+        assert!(inner.done.len() <= 2 * inner.entries.len());
+        assert!(inner.entries.keys().all(|place| place.after >= 1_000 - inner.entries.len() as u64));
+    }
+
+    /// Reads from `after` on until nothing more is wanted; gives where that was.
+    fn run(shared: &Arc<Shared>, pattern: &str, after: EventId, mut meanwhile: impl FnMut(EventId)) -> EventId {
+        let mut next = Some((lead(asks(shared, &reading(pattern, after, 9_999), 0)), reading(pattern, after, 9_999)));
+        let mut came = after;
+        while let Some((lead, reading)) = next {
+            came = reading.after + 1;
+            meanwhile(reading.after);
+            next = lead.done(reading, 0, &read(came, READ_BYTES));
+        }
+        came
+    }
+
+    #[test]
+    fn a_little_is_read_ahead_and_more_while_somebody_keeps_up() {
+        let shared = Arc::new(Shared::default());
+        let ahead = u64::from(AHEAD_MAX);
+        assert_eq!(run(&shared, "a", 0, |_| {}), 1 + ahead);
+        assert_eq!(known(asks(&shared, &reading("a", ahead, 9_999), 0)), 1 + ahead);
+        let keeps_up = |after| {
+            if after != 100 {
+                waits(asks(&shared, &reading("a", after, 9_999), 0));
+            }
+        };
+        assert_eq!(run(&shared, "a", 100, keeps_up), 100 + u64::from(RUN_MAX));
+        // What was read ahead goes unread.
+        for reader in 0..200 {
+            run(&shared, &format!("r{reader}"), 0, |_| {});
+        }
+        assert_eq!(run(&shared, "z", 0, |_| {}), 1, "slow readers that share the room have nothing read ahead");
+    }
+
+    /// Where the blocks of a reader end that begins after `after`; matches have these ids and so many bytes each.
+    fn ends(after: EventId, matches: &[(EventId, usize)]) -> Vec<EventId> {
+        let mut ends = Vec::new();
+        let (mut cut, mut bytes) = (Cut::new(after), 0);
+        for &(id, size) in matches.iter().filter(|(id, _)| *id > after) {
+            bytes += size;
+            if cut.is_here(id, bytes) {
+                assert!(bytes >= READ_BYTES / 8 && bytes < READ_BYTES + size);
+                ends.push(id);
+                (cut, bytes) = (Cut::new(id), 0);
+            }
+        }
+        ends
+    }
+
+    proptest! {
+        #[test]
+        fn readers_that_began_apart_fall_into_step(
+            sizes in prop::collection::vec(100usize..400, 16_000), sparse in 1u64..50, apart in 1u64..3_000,
+        ) {
+            let matches: Vec<_> = (1..).map(|n| n * sparse).zip(sizes).collect();
+            let (one, other) = (ends(0, &matches), ends(apart * sparse, &matches));
+            let late = matches.len() as u64 * sparse / 2;
+            let late = |ends: &[EventId]| ends.iter().copied().filter(|&id| id > late).collect::<Vec<_>>();
+            prop_assert_eq!(late(&one), late(&other));
+        }
+
+        #[test]
+        fn blocks_are_neither_small_nor_large(sizes in prop::collection::vec(1usize..100_000, 0..500)) {
+            let matches: Vec<_> = (1..).zip(sizes).collect();
+            ends(0, &matches);
+        }
+    }
+}
