@@ -45,6 +45,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// At most; 0: each stream is a task. At most 64.
     pub stream_threads: usize,
+    /// Most threads for those who publish small events one by one.
+    pub publish_threads: usize,
     /// 1 ms to 1 year.
     pub dedupe_window: Duration,
     /// At least 1.
@@ -121,6 +123,7 @@ impl Default for Config {
             request_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             stream_threads: 4,
+            publish_threads: 4,
             dedupe_window: Duration::from_secs(600),
             dedupe_keys_max: 10_000_000,
             retention: Retention::default(),

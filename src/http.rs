@@ -33,7 +33,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::event::Millis;
-use crate::log::Log;
+use crate::log::{Lane, Log};
 use answer::Body;
 use body::Budget;
 use cross_site::{Allowed, CrossSite};
@@ -94,7 +94,7 @@ struct Inner {
     options: Options,
     cross_site: CrossSite,
     bodies: Budget,
-    draining: AtomicBool,
+    draining: Arc<AtomicBool>,
 }
 
 impl Api {
@@ -103,13 +103,23 @@ impl Api {
     pub fn new(log: Log, options: Options) -> Self {
         let cross_site = CrossSite::new(&options.allow_origins, options.loopback);
         let bodies = Budget::new(options.bodies_bytes_max);
-        Self { inner: Arc::new(Inner { log, options, cross_site, bodies, draining: AtomicBool::new(false) }) }
+        Self { inner: Arc::new(Inner { log, options, cross_site, bodies, draining: Arc::default() }) }
     }
 
     /// From now on sends everybody away, and ends what streams there are.
     pub fn drain(&self) {
         self.inner.draining.store(true, Ordering::Release);
         self.inner.log.drain();
+    }
+
+    /// The same API for a thread that serves publishers and commits what they publish; see [`Lane`].
+    #[must_use]
+    pub fn lane(&self) -> (Self, Lane) {
+        let Inner { log, options, cross_site, bodies, draining } = &*self.inner;
+        let (log, lane) = log.lane();
+        let (options, cross_site, bodies) = (options.clone(), cross_site.clone(), bodies.clone());
+        let inner = Inner { log, options, cross_site, bodies, draining: draining.clone() };
+        (Self { inner: Arc::new(inner) }, lane)
     }
 
     /// Answers one request.

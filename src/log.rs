@@ -3,27 +3,28 @@
 //! Everything here is safe to call from async code: what blocks runs on threads of its own. Must not know HTTP.
 
 mod janitor;
+mod lane;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::event::{EventId, Millis, NewEvent};
 use crate::hub::{self, Hub, wake};
 use crate::metrics::Metrics;
-use crate::sequencer::local::{self, Refusal, Request};
+use crate::sequencer::local::{self, Refusal, Request, Requests};
 use crate::sse::Form;
 use crate::store::rocks::{self, RocksStore};
 use crate::store::{Scan, Store, StoreError, Trim};
 use crate::topic::{Filter, Topic};
 
+pub use self::lane::Lane;
 pub use crate::sequencer::Appended;
 pub use crate::store::{Durability, Limits, Policy};
 pub use crate::subscription::stream::{Stream as Subscription, StreamError};
@@ -172,12 +173,14 @@ pub enum Health {
 #[derive(Clone)]
 pub struct Log {
     inner: Arc<Inner>,
+    /// Told of what is appended, where the thread that appends commits.
+    lane: Option<Arc<Notify>>,
 }
 
 struct Inner {
     source: Arc<Source>,
     name: Arc<str>,
-    requests: Sender<Request>,
+    requests: Requests,
     waiting: Arc<Semaphore>,
     refusal: Refusal,
     topics_max: u64,
@@ -256,7 +259,7 @@ impl Log {
             closed: AtomicBool::new(false),
             threads: Mutex::new(Some(Threads { sequencer, janitor })),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), lane: None })
     }
 
     /// The random name of this log.
@@ -331,9 +334,17 @@ impl Log {
         }
         let cost = events.iter().map(|e| WAITING_UNIT / 4 + e.data.len()).sum::<usize>().div_ceil(WAITING_UNIT);
         let cost = u32::try_from(cost.min(WAITING_BYTES_MAX / WAITING_UNIT)).unwrap_or(u32::MAX);
-        let turn = tokio::time::timeout(TURN_TIMEOUT, self.inner.waiting.clone().acquire_many_owned(cost)).await;
-        let Ok(Ok(permit)) = turn else { return Err(AppendError::Overloaded) };
+        let permit = self.turn(cost).await?;
         self.ask(|answer| Request::Append { events, answer, permit }).await
+    }
+
+    async fn turn(&self, cost: u32) -> Result<OwnedSemaphorePermit, AppendError> {
+        // Most often there is room, and then no timer is wound up.
+        if let Ok(permit) = self.inner.waiting.clone().try_acquire_many_owned(cost) {
+            return Ok(permit);
+        }
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.inner.waiting.clone().acquire_many_owned(cost)).await;
+        turn.ok().and_then(Result::ok).ok_or(AppendError::Overloaded)
     }
 
     fn not_closed(&self) -> Result<(), AppendError> {
@@ -359,7 +370,15 @@ impl Log {
         request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
     ) -> Result<T, AppendError> {
         let (answer, answered) = oneshot::channel();
-        self.inner.requests.send(request(answer)).map_err(|_| AppendError::Closed)?;
+        let request = request(answer);
+        match &self.lane {
+            None => self.inner.requests.send(request).map_err(|_| AppendError::Closed)?,
+            Some(lane) => {
+                if self.inner.requests.leave(request).map_err(|_| AppendError::Closed)? == 1 {
+                    lane.notify_one();
+                }
+            }
+        }
         match tokio::time::timeout(COMMIT_TIMEOUT, answered).await {
             Ok(Ok(done)) => Ok(done?),
             Ok(Err(_)) => Err(AppendError::Closed),

@@ -5,7 +5,9 @@
 
 mod conn;
 mod io;
+mod lanes;
 mod pace;
+mod plain;
 mod wire;
 
 use std::future::Future;
@@ -24,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::answer::Body;
 use crate::http::{Api, Peer};
+use lanes::Lanes;
 use prometheus_client::metrics::gauge::Gauge;
 use wire::Wire;
 
@@ -56,6 +59,9 @@ pub struct Options {
     /// Most threads that serve streams of the log over HTTP/1.1, thousands each, and no more than there are cores; 0 leaves them to
     /// hyper, a task each. Where there is no epoll it is always so.
     pub stream_threads: usize,
+    /// Most threads that serve those who publish small events one by one over HTTP/1.1, and no more than half as many as there are
+    /// cores; 0 leaves them among all others.
+    pub publish_threads: usize,
     /// Counts the open sockets.
     pub connections: Gauge,
 }
@@ -70,6 +76,7 @@ impl Default for Options {
             header_timeout: Duration::from_secs(30),
             header_bytes_max: 64 * 1024,
             stream_threads: wire::THREADS_MAX,
+            publish_threads: lanes::LANES_MAX,
             connections: Gauge::default(),
         }
     }
@@ -86,6 +93,11 @@ pub trait Handle: Clone + Unpin + Send + Sync + 'static {
 
     /// From now on sends everybody away, and ends what streams there are.
     fn drain(&self);
+
+    /// What answers publishers on a thread of their own, and what that thread has to do beside, which may block it.
+    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
+        None::<(Self, std::future::Pending<()>)>
+    }
 }
 
 impl Handle for Api {
@@ -95,6 +107,11 @@ impl Handle for Api {
 
     fn drain(&self) {
         Api::drain(self);
+    }
+
+    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
+        let (api, lane) = Api::lane(self);
+        Some((api, lane.commits()))
     }
 }
 
@@ -163,6 +180,7 @@ struct Shared {
     kill: CancellationToken,
     tasks: TaskTracker,
     wire: OnceLock<Wire>,
+    lanes: OnceLock<Lanes>,
 }
 
 impl Server {
@@ -199,8 +217,10 @@ impl Server {
             kill: CancellationToken::new(),
             tasks: TaskTracker::new(),
             wire: OnceLock::new(),
+            lanes: OnceLock::new(),
         });
         start_wire(&handler, &shared);
+        start_lanes(&handler, &shared);
         let connections = &shared.options.connections;
         let most = if shared.options.connections_max == 0 { usize::MAX } else { shared.options.connections_max };
         let (places, refusals) = (Places::new(most, connections), Places::new(TURNED_AWAY_MAX, connections));
@@ -224,6 +244,7 @@ impl Server {
             shared.tasks.wait().await;
         }
         stop_wire(&shared).await;
+        stop_lanes(&shared).await;
     }
 }
 
@@ -255,6 +276,23 @@ async fn stop_wire(shared: &Arc<Shared>) {
     let stop = move || shared.wire.get().map(Wire::stop);
     if tokio::task::spawn_blocking(stop).await.is_err() {
         tracing::error!("the threads for streams did not stop");
+    }
+}
+
+/// Starts the threads that publishers are handed to.
+fn start_lanes<H: Handle>(handler: &H, shared: &Arc<Shared>) {
+    match Lanes::start(lanes::threads(shared.options.publish_threads), handler, &shared.tasks) {
+        Ok(None) => {}
+        Ok(Some(lanes)) => drop(shared.lanes.set(lanes)),
+        Err(error) => tracing::warn!(%error, "cannot start threads for publishers; they are served among all others"),
+    }
+}
+
+async fn stop_lanes(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let stop = move || shared.lanes.get().map(Lanes::stop);
+    if tokio::task::spawn_blocking(stop).await.is_err() {
+        tracing::error!("the threads for publishers did not stop");
     }
 }
 

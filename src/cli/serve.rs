@@ -148,6 +148,7 @@ async fn serve_log(config: &Config, log: &Log, metrics: &Arc<Metrics>, stop: Can
         drain_timeout: config.drain_timeout,
         connections_max: config.limits.connections_max,
         stream_threads: config.stream_threads,
+        publish_threads: config.publish_threads,
         connections: metrics.connections.clone(),
         // A request that never gets to the end of its head is as late as one whose body does not come.
         header_timeout: config.request_timeout,

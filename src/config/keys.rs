@@ -36,6 +36,7 @@ const BATCH_EVENTS_MOST: u64 = 1_000_000;
 /// Each costs some tens of bytes of memory.
 const DEDUPE_KEYS_MOST: u64 = 1_000_000_000;
 /// No machine writes faster with more.
+const PUBLISH_THREADS_MOST: u64 = 64;
 const STREAM_THREADS_MOST: u64 = 64;
 /// Topics are numbered with 32 bits on disk.
 const TOPICS_MOST: u64 = u32::MAX as u64;
@@ -99,6 +100,12 @@ pub(super) const KEYS: &[Key] = &[
         help: "most threads that write streams; 0: tasks do",
         set: |c, v| v.count(0..=STREAM_THREADS_MOST).map(|read| c.stream_threads = length(read)),
         get: |c| c.stream_threads.to_string(),
+    },
+    Key {
+        name: "publish_threads",
+        help: "most threads that serve publishers; 0: tasks do",
+        set: |c, v| v.count(0..=PUBLISH_THREADS_MOST).map(|read| c.publish_threads = length(read)),
+        get: |c| c.publish_threads.to_string(),
     },
     Key {
         name: "dedupe_window",

@@ -132,6 +132,15 @@ impl Body {
         Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next, state })))
     }
 
+    /// All bytes, when they are there.
+    #[must_use]
+    pub fn into_whole(self) -> Option<Bytes> {
+        match self.0 {
+            Kind::Full(bytes) => Some(bytes),
+            Kind::Stream(_) => None,
+        }
+    }
+
     /// How many bytes there are, when they are there.
     #[must_use]
     pub fn exact_len(&self) -> Option<u64> {

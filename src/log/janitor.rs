@@ -16,7 +16,7 @@ use crate::hub::{
     Hub,
     wake::{self, Wake},
 };
-use crate::sequencer::local::Request;
+use crate::sequencer::local::{Request, Requests};
 use crate::store::{Policy, Store, StoreError};
 
 /// How often retention is looked at. The promise is within ten seconds.
@@ -42,7 +42,7 @@ impl Janitor {
     /// When the system has no threads to give.
     pub fn start(
         store: Arc<dyn Store>,
-        requests: Sender<Request>,
+        requests: Requests,
         (policy, clock): (Policy, fn() -> Millis),
         hub: Arc<Mutex<Hub<Wake>>>,
         (heartbeat, uptime): (Duration, fn() -> Millis),
@@ -87,7 +87,7 @@ impl Janitor {
     }
 }
 
-fn round(store: &dyn Store, requests: &Sender<Request>, policy: &Policy, now: Millis) -> Result<(), StoreError> {
+fn round(store: &dyn Store, requests: &Requests, policy: &Policy, now: Millis) -> Result<(), StoreError> {
     let trims = store.due_trims(policy, now)?;
     for some in trims.chunks(TRIMS_AT_ONCE) {
         let (answer, answered) = oneshot::channel();

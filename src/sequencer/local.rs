@@ -1,18 +1,22 @@
-//! The sequencer of a log that gives its ids itself: a thread that commits, delivers, then answers.
+//! The sequencer of a log that gives its ids itself: it commits, delivers, then answers, on a thread of its own or, where
+//! a thread has nothing better to do than to wait for the disk, on that one.
 //!
-//! What holds: an event is handed to the hub after its batch is durable, and answered after that, so whoever holds an id can read it;
-//! waking subscribers comes last and holds up no answer. After a failed write everything is refused until the store was opened again.
+//! What holds: there is one writer, and whoever works has it (`queue`). An event is handed to the hub after its batch is durable, and
+//! answered after that, so whoever holds an id can read it; waking subscribers comes last and holds up no answer. After a failed
+//! write everything is refused until the store was opened again.
+
+mod queue;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+pub use self::queue::Requests;
 use super::{Appended, Sequencer};
 use crate::event::{Event, EventRef, EventType, Key, Millis, NewEvent};
 use crate::hub::Hub;
@@ -65,24 +69,14 @@ pub struct Parts {
 ///
 /// # Errors
 /// When the system has no thread to give.
-pub fn start(parts: Parts) -> std::io::Result<(Sender<Request>, JoinHandle<()>)> {
-    let (sender, receiver) = mpsc::channel();
+pub fn start(parts: Parts) -> std::io::Result<(Requests, JoinHandle<()>)> {
     let sequencer = Sequencer::new(parts.store.tail(), parts.store.last_time());
+    let refusal = parts.refusal.clone();
     let writer = Writer { parts, sequencer, last_tick: Instant::now(), unsynced: false };
-    let thread = std::thread::Builder::new().name("sequencer".into()).spawn(move || writer.run(&receiver))?;
-    Ok((sender, thread))
-}
-
-/// Says, should the thread end otherwise than by [`Request::Stop`], that nothing is written any more.
-struct Deathbed(Refusal);
-
-impl Drop for Deathbed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let died = StoreError::Io { doing: "writing", cause: "the writer has died; restart the server".into() };
-            *self.0.write() = Some(died);
-        }
-    }
+    let requests = Requests::new(Box::new(writer), refusal);
+    let worker = requests.clone();
+    let thread = std::thread::Builder::new().name("sequencer".into()).spawn(move || worker.work_until_stopped())?;
+    Ok((requests, thread))
 }
 
 type Ticket = (oneshot::Sender<Result<Appended, StoreError>>, OwnedSemaphorePermit);
@@ -95,30 +89,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, requests: &Receiver<Request>) {
-        let _deathbed = Deathbed(self.parts.refusal.clone());
-        loop {
-            let wait = TICK.saturating_sub(self.last_tick.elapsed());
-            match requests.recv_timeout(wait) {
-                Ok(request) => {
-                    if self.take(request, requests).is_break() {
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            if self.last_tick.elapsed() >= TICK {
-                self.tick();
-                self.last_tick = Instant::now();
-            }
-        }
-    }
-
-    /// Takes `first` and all that has gathered behind it; appends that follow each other share their commits.
-    fn take(&mut self, first: Request, requests: &Receiver<Request>) -> ControlFlow<()> {
-        let mut next = Some(first);
-        while let Some(request) = next {
+    /// Does what was asked for, in order; appends that follow each other share their commits. Breaks when it is to end.
+    fn work(&mut self, requests: &mut Vec<Request>) -> ControlFlow<()> {
+        for request in requests.drain(..) {
             match request {
                 Request::Append { events, answer, permit } => self.sequencer.submit((answer, permit), events),
                 other => {
@@ -126,13 +99,21 @@ impl Writer {
                     self.other(other)?;
                 }
             }
-            next = requests.try_recv().ok();
-            if self.sequencer.waiting() >= super::COMMIT_EVENTS_MAX {
-                self.commit_all();
-            }
         }
         self.commit_all();
         ControlFlow::Continue(())
+    }
+
+    /// When it wants to work though nothing is asked for.
+    fn next_tick(&self) -> Instant {
+        self.last_tick + TICK
+    }
+
+    fn tick_if_due(&mut self) {
+        if self.last_tick.elapsed() >= TICK {
+            self.tick();
+            self.last_tick = Instant::now();
+        }
     }
 
     /// An answer that nobody waits for any more is passed over: the work was done all the same.

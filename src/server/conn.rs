@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::CONNECTION;
 use hyper::server::conn::{http1, http2};
@@ -16,11 +16,12 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::io::Socket;
+use super::lanes::Publishing;
 use super::pace::{Paced, Streams};
+use super::plain::{self, Next, Plain};
 use super::wire::{Fresh, GivenBack};
 use super::{Handle, Seat, Shared};
 use crate::http::Peer;
@@ -46,26 +47,42 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const TURNED_AWAY_TIME: Duration = Duration::from_secs(1);
 
 /// Serves `stream` until it ends, or the server does.
-pub async fn serve<H: Handle>(mut stream: TcpStream, peer: Peer, seat: Seat, handler: H, shared: &Shared) {
+pub async fn serve<H: Handle>(stream: TcpStream, peer: Peer, seat: Seat, handler: H, shared: &Arc<Shared>) {
     let served = async {
+        let mut socket = Socket::new(stream, Bytes::new(), shared.options.write_timeout);
+        let mut read = BytesMut::new();
         let looked_at = tokio::select! {
-            looked_at = tokio::time::timeout(shared.options.header_timeout, look(&mut stream)) => looked_at,
+            looked_at = tokio::time::timeout(shared.options.header_timeout, look(&mut socket, &mut read)) => looked_at,
             () = shared.drain.cancelled() => return,
         };
-        let Ok(Ok(looked_at)) = looked_at else { return };
-        let is_http2 = looked_at[..] == PREFACE[..];
-        let socket = Socket::new(stream, looked_at, shared.options.write_timeout);
-        if is_http2 {
+        let Ok(Ok(())) = looked_at else { return };
+        if read.starts_with(PREFACE) {
+            socket.put_back(read.freeze());
             // Boxed, as most connections are not, and have no need of its room.
             Box::pin(serve_http2(socket, peer, handler, shared)).await;
             drop(seat);
         } else {
-            serve_http1(socket, peer, seat, handler, shared).await;
+            let plain = Plain { socket, read };
+            let to_lane = shared.lanes.get().is_some() && !peer.turned_away;
+            match plain.serve(peer, &handler, shared, to_lane).await {
+                Next::Hyper(socket) => serve_http1(socket, peer, seat, handler, shared).await,
+                Next::Lane(plain) => to_a_lane(plain, seat, shared),
+                Next::End(socket) => socket.finish(false).await,
+            }
         }
     };
     tokio::select! {
         () = served => {}
         () = shared.kill.cancelled() => {}
+    }
+}
+
+/// Lets a lane serve what publishes again and again.
+fn to_a_lane(plain: Plain, seat: Seat, shared: &Arc<Shared>) {
+    let Some(lanes) = shared.lanes.get() else { return };
+    match plain.socket.into_std() {
+        Ok(socket) => lanes.take(Publishing { socket, read: plain.read, seat }, shared),
+        Err(error) => tracing::warn!(%error, "a publisher cannot go on"),
     }
 }
 
@@ -88,16 +105,14 @@ pub async fn resume<H: Handle>(back: GivenBack, handler: H, shared: &Shared) {
 }
 
 /// Reads until the bytes are the preface, or can no longer become it.
-async fn look(stream: &mut TcpStream) -> std::io::Result<Bytes> {
-    let mut bytes = [0; PREFACE.len()];
-    let mut len = 0;
-    while len < PREFACE.len() && bytes[..len] == PREFACE[..len] {
-        match stream.read(&mut bytes[len..]).await? {
-            0 => break,
-            n => len += n,
+async fn look(socket: &mut Socket, read: &mut BytesMut) -> std::io::Result<()> {
+    while read.len() < PREFACE.len() && read[..] == PREFACE[..read.len()] {
+        read.reserve(plain::READ_BYTES);
+        if socket.read_more(read).await? == 0 {
+            break;
         }
     }
-    Ok(Bytes::copy_from_slice(&bytes[..len]))
+    Ok(())
 }
 
 /// What a connection's service tells the task that serves the connection.
@@ -138,7 +153,7 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
             Box::pin(async move {
                 let on_wire = has_wire && request.version() == Version::HTTP_11;
                 let keep_alive = request.body().is_end_stream() && !asks_to_close(request.headers());
-                let request = request.map(|body| RequestBody { body, ties: Arc::clone(&ties) });
+                let request = request.map(|body| RequestBody::coming(body, Arc::clone(&ties)));
                 let mut response = handler.handle(request, peer).await;
                 if on_wire && let Some(stream) = response.body_mut().take_over() {
                     *ties.taken.lock() = Some(Taken { stream, keep_alive });
@@ -213,7 +228,7 @@ async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: 
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = handler.clone();
         async move {
-            let request = request.map(|body| RequestBody { body, ties: Arc::default() });
+            let request = request.map(|body| RequestBody::coming(body, Arc::default()));
             let response: Response<_> = handler.handle(request, peer).await;
             Ok::<_, Infallible>(response.map(Paced::new))
         }
@@ -253,10 +268,23 @@ async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: 
     }
 }
 
-/// A request's body, which tells when it is let go before its end.
-pub struct RequestBody {
-    body: Incoming,
-    ties: Arc<Ties>,
+/// A request's body: what is there, or what comes, which tells when it is let go before its end.
+pub struct RequestBody(Kind);
+
+enum Kind {
+    Whole(Bytes),
+    Coming { body: Incoming, ties: Arc<Ties> },
+}
+
+impl RequestBody {
+    /// All of it is there.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self(Kind::Whole(bytes))
+    }
+
+    fn coming(body: Incoming, ties: Arc<Ties>) -> Self {
+        Self(Kind::Coming { body, ties })
+    }
 }
 
 impl HttpBody for RequestBody {
@@ -264,22 +292,34 @@ impl HttpBody for RequestBody {
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        match &mut self.get_mut().0 {
+            Kind::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Coming { body, .. } => Pin::new(body).poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.0 {
+            Kind::Whole(bytes) => bytes.is_empty(),
+            Kind::Coming { body, .. } => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.0 {
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Coming { body, .. } => body.size_hint(),
+        }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if !self.body.is_end_stream() {
-            self.ties.unread.store(true, Ordering::Relaxed);
+        if let Kind::Coming { body, ties } = &self.0
+            && !body.is_end_stream()
+        {
+            ties.unread.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
@@ -51,6 +51,26 @@ impl Socket {
     pub fn into_std(self) -> Result<std::net::TcpStream> {
         debug_assert!(self.looked_at.is_empty(), "the head of a request holds at least these");
         self.stream.into_std()
+    }
+
+    /// What was looked at, or put back, and not read since.
+    pub fn take_back(&mut self) -> Bytes {
+        std::mem::take(&mut self.looked_at)
+    }
+
+    /// Reads what comes into the room that `into` has left; gives 0 at the end. What was looked at must have been read.
+    ///
+    /// # Errors
+    /// When the connection has broken.
+    pub async fn read_more(&mut self, into: &mut BytesMut) -> Result<usize> {
+        debug_assert!(self.looked_at.is_empty(), "what comes first is read first");
+        self.stream.read_buf(into).await
+    }
+
+    /// These were read too early, and are to be read again.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        debug_assert!(self.looked_at.is_empty(), "what comes first is put back first");
+        self.looked_at = bytes;
     }
 
     /// Ends the connection. With `unread`, bytes of its last request may still be coming: closing a socket that has unread

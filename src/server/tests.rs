@@ -1,5 +1,7 @@
 //! The server over real sockets, with a handler whose answers are made up.
 
+mod plain;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -92,6 +94,10 @@ impl Handle for Fake {
 
     fn drain(&self) {
         self.draining.cancel();
+    }
+
+    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
+        Some((self.clone(), std::future::pending()))
     }
 }
 

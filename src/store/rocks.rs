@@ -9,6 +9,7 @@
 //! What holds: one write batch carries a publish with all that belongs to it; `directory` describes exactly what is committed;
 //! after a failed write nothing more is written until the database was closed, opened and read anew.
 
+mod ahead;
 mod directory;
 mod due;
 mod index;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
+use self::ahead::Ahead;
 use self::directory::{Committed, Directory, Row};
 use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
 use self::open::Floors;
@@ -82,6 +84,8 @@ pub struct RocksStore {
     floors: Arc<Floors>,
     mark: Mutex<Mark>,
     gauge: Mutex<Gauge>,
+    /// Where every write is synced.
+    ahead: Option<Mutex<Ahead>>,
     /// A write has failed: nothing is written before `reopen`.
     poisoned: AtomicBool,
     /// One at a time settles floors.
@@ -113,7 +117,13 @@ impl RocksStore {
         self.writable()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync || self.options.durability == Durability::Sync);
-        self.gauge.lock().wrote(batch.size_in_bytes() as u64);
+        let bytes = batch.size_in_bytes() as u64;
+        self.gauge.lock().wrote(bytes);
+        // Held until the batch is written: see there.
+        let mut ahead = self.ahead.as_ref().map(Mutex::lock);
+        if let Some(ahead) = &mut ahead {
+            ahead.before_write(bytes);
+        }
         db.write_opt(batch, &options).map_err(|e| self.poison("writing", &e))
     }
 

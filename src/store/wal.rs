@@ -117,6 +117,14 @@ pub fn bytes(dir: &Path) -> io::Result<u64> {
     files(dir)?.iter().map(|path| fs::metadata(path).map(|file| file.len())).sum()
 }
 
+/// The newest write-ahead log in `dir`, when there is one.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn newest(dir: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(files(dir)?.pop())
+}
+
 fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
     let entries = match fs::read_dir(dir) {

@@ -88,9 +88,11 @@ fn every_ack_comes_after_an_fsync_that_began_after_its_request() {
             for publisher in 0..PUBLISHERS {
                 scope.spawn(move || {
                     let mut conn = server.connect();
+                    // What keeps a request off the short way: hyper serves every other one.
+                    let headers: &[_] = if publisher % 2 == 0 { &[] } else { &[("Expect", "nothing")] };
                     for n in 0..PUBLISHES {
                         let answer =
-                            conn.ask("POST", "/topics/a", &[], format!("mark-{publisher}-{n}").as_bytes()).unwrap();
+                            conn.ask("POST", "/topics/a", headers, format!("mark-{publisher}-{n}").as_bytes()).unwrap();
                         assert_eq!(answer.status, 201);
                     }
                 });

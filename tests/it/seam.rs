@@ -272,7 +272,7 @@ fn each_subscriber_sees_everything_once_in_order() {
 
 #[test]
 fn each_subscriber_sees_everything_once_in_order_where_streams_are_tasks() {
-    see_everything(&["heartbeat=200ms", "stream_threads=0"]);
+    see_everything(&["heartbeat=200ms", "stream_threads=0", "publish_threads=0"]);
 }
 
 fn see_everything(sets: &[&str]) {

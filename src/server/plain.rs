@@ -1,0 +1,153 @@
+//! The short way for small publishes over HTTP/1.1: most of what a server of publishers does is this, so it is done without
+//! what only other requests need.
+//!
+//! What holds: it takes a request only when all of it is plain (`head`); every other one, with all that was read, is hyper's, and so is
+//! the connection from then on. Both ask the same handler, so an answer is the same on either way. At most a head and a body of
+//! a plain request are read ahead. Must not know what requests mean.
+
+mod head;
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::Response;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{Instant, Sleep};
+
+use self::head::{Head, Look};
+use super::io::Socket;
+use super::{Handle, RequestBody, Shared};
+use crate::http::Peer;
+use crate::http::answer::Body;
+
+/// What a connection's first read has room for, and what one keeps while it waits: the head of a browser's request, or a publish of
+/// ordinary size.
+pub const READ_BYTES: usize = 2 * 1024;
+
+/// How long the rest of a small body is waited for here. It comes with its head or right behind it; the time for one that is slow is
+/// hyper's and the handler's to count.
+const BODY_WAIT: Duration = Duration::from_millis(100);
+
+/// What is to become of a connection.
+pub enum Next {
+    /// It has a request that is not plain, or that does not come: hyper has the whole of it to read.
+    Hyper(Socket),
+    /// It publishes again and again, and has just sent another one.
+    Lane(Plain),
+    /// It has ended, or is to be ended.
+    End(Socket),
+}
+
+/// A connection and what was read from it.
+pub struct Plain {
+    pub socket: Socket,
+    pub read: BytesMut,
+}
+
+/// What came of waiting for more of a request.
+enum More {
+    Some,
+    /// The other side has ended, or broken off.
+    Nothing,
+    Late,
+    Drained,
+}
+
+/// A deadline that is put off for every request: the timer is only set anew when it runs out too early.
+struct Deadline {
+    at: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Deadline {
+    fn new(at: Instant) -> Self {
+        Self { at, sleep: Box::pin(tokio::time::sleep_until(at)) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            if self.at <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(self.at);
+        }
+        Poll::Pending
+    }
+}
+
+impl Plain {
+    /// Answers plain requests until there is one that is not, or the connection is to end. With `to_lane` it stays no longer than
+    /// for the first.
+    pub async fn serve<H: Handle>(mut self, peer: Peer, handler: &H, shared: &Shared, to_lane: bool) -> Next {
+        let header_timeout = shared.options.header_timeout;
+        let head_bytes_max =
+            usize::try_from(shared.options.header_bytes_max).unwrap_or(usize::MAX).min(head::HEAD_BYTES_MAX);
+        let mut deadline = Deadline::new(Instant::now() + header_timeout);
+        let mut drained = pin!(shared.drain.cancelled());
+        let mut answered = false;
+        loop {
+            let (more, missing) = match head::look(&self.read, head_bytes_max) {
+                Look::Plain(_) if answered && to_lane => return Next::Lane(self),
+                Look::Plain(head) => {
+                    let Head { request, body_at, end } = head;
+                    let body = Bytes::copy_from_slice(&self.read[body_at..end]);
+                    self.read.advance(end);
+                    let response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
+                    let goes_on = !peer.turned_away && !shared.drain.is_cancelled();
+                    let Some(answer) = written_out(response, goes_on) else { return Next::End(self.socket) };
+                    if self.socket.write_all(&answer).await.is_err() || !goes_on {
+                        return Next::End(self.socket);
+                    }
+                    answered = true;
+                    deadline.at = Instant::now() + header_timeout;
+                    continue;
+                }
+                Look::Other => return self.into_hyper(),
+                Look::PartOfHead => (self.more(READ_BYTES, drained.as_mut(), &mut deadline).await, false),
+                Look::PartOfBody(missing) => {
+                    let more = self.more(missing, drained.as_mut(), &mut deadline);
+                    (tokio::time::timeout(BODY_WAIT, more).await.unwrap_or(More::Late), true)
+                }
+            };
+            match more {
+                More::Some => {}
+                // What has begun is to be answered, be it that it is late.
+                More::Nothing | More::Late if missing => return self.into_hyper(),
+                More::Nothing | More::Late | More::Drained => return Next::End(self.socket),
+            }
+        }
+    }
+
+    async fn more(&mut self, room: usize, mut drained: Pin<&mut impl Future>, deadline: &mut Deadline) -> More {
+        self.read.reserve(room);
+        let mut reading = pin!(self.socket.read_more(&mut self.read));
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = reading.as_mut().poll(cx) {
+                return Poll::Ready(if matches!(read, Ok(n) if n > 0) { More::Some } else { More::Nothing });
+            }
+            if drained.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(More::Drained);
+            }
+            deadline.poll(cx).map(|()| More::Late)
+        })
+        .await
+    }
+
+    fn into_hyper(mut self) -> Next {
+        self.socket.put_back(self.read.freeze());
+        Next::Hyper(self.socket)
+    }
+}
+
+/// The whole answer as bytes; `None` when it is a stream, which no publish is answered with.
+fn written_out(response: Response<Body>, goes_on: bool) -> Option<Vec<u8>> {
+    let (head, body) = response.into_parts();
+    let body = body.into_whole()?;
+    let mut out = Vec::with_capacity(384 + body.len());
+    head::write(&mut out, &head, body.len(), goes_on);
+    out.extend_from_slice(&body);
+    Some(out)
+}
