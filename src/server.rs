@@ -36,6 +36,11 @@ pub use conn::RequestBody;
 /// A server that restarts has all its subscribers back within a few `retry` times.
 const BACKLOG: i32 = 4096;
 
+/// After so many times `write_timeout` the kernel takes a peer for gone that does not acknowledge what was sent. It counts a peer whose window
+/// is smaller than its next packet (of up to 64 KiB) among them until that fits, however much it reads meanwhile: it is not to cut off
+/// one that is merely slow, which the server itself tells apart.
+const GONE_WRITE_TIMEOUTS: u32 = 10;
+
 /// Connections that are accepted before those that were have a turn.
 const ACCEPTS: u64 = 16;
 
@@ -351,7 +356,7 @@ fn prepare(stream: &TcpStream, options: &Options) -> Result<()> {
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
     socket.set_tcp_keepalive(&probes)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(options.write_timeout))?;
+    socket.set_tcp_user_timeout(Some(options.write_timeout * GONE_WRITE_TIMEOUTS))?;
     Ok(())
 }
 

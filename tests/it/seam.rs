@@ -2,6 +2,7 @@
 //! pause, and each has seen exactly the log's matching events, in order, once.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -413,4 +414,25 @@ fn fall_back(sets: &[&str]) {
     assert!(reads.parse::<u64>().unwrap() > 20, "{reads} reads from the disk");
     let ring = metrics.lines().find_map(|line| line.strip_prefix("tidelog_ring_bytes ")).unwrap();
     assert!(ring.parse::<u64>().unwrap() <= 65 << 20, "the ring holds {ring} bytes");
+}
+
+/// Slower than the kernel's own notion of a peer that is still there, and much faster than a byte in `write_timeout`.
+#[test]
+fn a_reader_of_a_few_bytes_at_a_time_is_not_cut_off() {
+    for sets in [&["write_timeout=1s"][..], &["write_timeout=1s", "stream_threads=0"]] {
+        let server = TestServer::start(sets);
+        for n in 0..64 {
+            server.publish("bulk", &bulk(n));
+        }
+        let mut conn = Conn::connect_narrow(server.addr, 16 << 10).unwrap();
+        conn.request("GET", "/topics/bulk?from=earliest", &[], b"").unwrap();
+        // The pace is what is tested: 48 KB a second, for several times the timeout.
+        let mut left = vec![0; 12 << 10];
+        for turn in 0..20 {
+            conn.socket
+                .read_exact(&mut left)
+                .unwrap_or_else(|error| panic!("cut off at turn {turn} with {sets:?}: {error}"));
+            thread::sleep(Duration::from_millis(250));
+        }
+    }
 }
