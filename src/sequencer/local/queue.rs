@@ -57,7 +57,7 @@ impl Requests {
     /// Asks; the sequencer's thread does it.
     ///
     /// # Errors
-    /// [`Ended`] after [`Request::Stop`].
+    /// `Ended` after [`Request::Stop`].
     pub fn send(&self, request: Request) -> Result<(), Ended> {
         let mut state = self.put(request)?;
         state.sent += 1;
