@@ -174,13 +174,10 @@ impl Reader {
         }
         let mut partial = Vec::new();
         loop {
-            // While publishers write it may leave; at the end it stays.
-            if *patience == 0 && end.load(Ordering::Acquire) == 0 {
-                stream.shutdown();
-                return false;
-            }
             let mut bytes = stream.bytes().expect("nobody is cut off");
-            if end.load(Ordering::Acquire) == 0 {
+            // While publishers write it may leave, in the midst of a frame too; at the end it stays.
+            let leaves = bytes.len() >= *patience && end.load(Ordering::Acquire) == 0;
+            if leaves {
                 bytes.truncate(*patience);
             }
             *patience = patience.saturating_sub(bytes.len());
@@ -193,6 +190,10 @@ impl Reader {
             }
             if self.is_done(end) {
                 return true;
+            }
+            if leaves {
+                stream.shutdown();
+                return false;
             }
         }
     }
