@@ -26,6 +26,13 @@ use crate::topic::Filter;
 /// subscribers that catch up hold 640 MiB at the most. A single event may be larger.
 pub const READ_BYTES: usize = 64 << 10;
 
+/// Bytes of frames in a subscriber's first read: one that resumes has most often missed little, and is to have it soon. The next reads
+/// are four times as large each, up to [`READ_BYTES`].
+const FIRST_READ_BYTES: usize = 4 << 10;
+
+/// Reads until they are as large as they may be.
+const READS_GROW: u8 = 2;
+
 /// A gap to tell before the next event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
@@ -178,6 +185,8 @@ pub struct Reading {
     pub form: Form,
     pub after: EventId,
     pub upto: EventId,
+    /// About how many bytes of frames it may give.
+    pub bytes_max: usize,
 }
 
 /// What came of a [`Reading`].
@@ -191,15 +200,15 @@ pub struct WasRead {
     pub last: EventId,
 }
 
-/// Reads at most about [`READ_BYTES`] of frames, up to where others would stop too ([`shared`]). Blocks on the disk.
+/// Reads at most about `bytes_max` of frames, up to where others would stop too ([`shared`]). Blocks on the disk.
 ///
 /// # Errors
 /// When the log cannot be read.
 pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError> {
-    let Reading { filter, form, after, upto } = reading;
-    let mut out = Vec::with_capacity(READ_BYTES + READ_BYTES / 16);
+    let Reading { filter, form, after, upto, bytes_max } = reading;
+    let mut out = Vec::with_capacity(bytes_max + bytes_max / 16);
     let mut last = 0;
-    let mut cut = Cut::new(*after);
+    let mut cut = Cut::new(*after, *bytes_max);
     let upto = store.scan(Scan { filter, after: *after, upto: *upto }, &mut |event| {
         form.event(&mut out, event);
         last = event.id;
@@ -229,6 +238,8 @@ pub struct Subscription {
     told: EventId,
     /// It has not been at the edge since it began, or since it last read from disk.
     behind: bool,
+    /// How often it has read, up to [`READS_GROW`].
+    reads: u8,
     owed: Option<Box<Owed>>,
 }
 
@@ -254,6 +265,7 @@ impl Subscription {
             sent: now,
             told: 0,
             behind: true,
+            reads: 0,
             owed: (owed.gap.is_some() || owed.until.is_some()).then(|| Box::new(owed)),
             form: options.form,
             heartbeat: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX),
@@ -314,6 +326,7 @@ impl Subscription {
 
     /// Hands in what a [`Want::Read`] gave.
     pub fn was_read(&mut self, read: WasRead) {
+        self.reads = READS_GROW.min(self.reads + 1);
         self.owed.get_or_insert_default().read = Some(read);
     }
 
@@ -379,7 +392,8 @@ impl Subscription {
     }
 
     fn reading(&self, upto: EventId) -> Reading {
-        Reading { filter: self.filter.clone(), form: self.form, after: self.cursor, upto }
+        let bytes_max = READ_BYTES.min(FIRST_READ_BYTES << (2 * self.reads));
+        Reading { filter: self.filter.clone(), form: self.form, after: self.cursor, upto, bytes_max }
     }
 
     fn is_quiet(&self, now: Millis) -> bool {
@@ -407,5 +421,34 @@ impl Subscription {
     fn emit(&mut self, bytes: Bytes, now: Millis) -> Want {
         self.sent = now;
         Want::Emit(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub;
+
+    #[test]
+    fn the_first_read_is_small_and_the_next_ones_grow_to_a_whole_block() {
+        let hub: Mutex<Hub<()>> = Mutex::new(Hub::new(hub::Options::default(), 1000));
+        let filter = Arc::new(Filter::all());
+        let (key, _) = hub.lock().attach(&filter, 0, 0);
+        let start = Start { cursor: 0, tail: 1000, earliest: 1, gap: None, trims: 0 };
+        let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true };
+        let mut machine = Subscription::new(key, filter, start, options, 0);
+        let mut sizes = Vec::new();
+        while sizes.len() < 4 {
+            match machine.next(&hub, "log", 0, || ()) {
+                Want::Read(reading) => {
+                    sizes.push(reading.bytes_max);
+                    let upto = reading.after + 1;
+                    machine.was_read(WasRead { bytes: Bytes::from_static(b"x"), upto, last: upto });
+                }
+                Want::Emit(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(sizes, [4 << 10, 16 << 10, READ_BYTES, READ_BYTES]);
     }
 }

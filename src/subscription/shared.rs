@@ -37,27 +37,28 @@ const PAUSE: u32 = 256;
 #[derive(Debug)]
 pub struct Cut {
     after: EventId,
+    bytes_max: usize,
     /// Ends with the first match from this id on, once it is known.
     end: Option<EventId>,
 }
 
 impl Cut {
-    /// Of a block that begins after `after`.
-    pub fn new(after: EventId) -> Self {
-        Self { after, end: None }
+    /// Of a block of at most about `bytes_max` that begins after `after`.
+    pub fn new(after: EventId, bytes_max: usize) -> Self {
+        Self { after, bytes_max, end: None }
     }
 
     /// Whether the block ends with the match `id`, which makes it `bytes` long.
     pub fn is_here(&mut self, id: EventId, bytes: usize) -> bool {
         if let Some(end) = self.end {
-            return id >= end || bytes >= READ_BYTES;
+            return id >= end || bytes >= self.bytes_max;
         }
-        if bytes >= READ_BYTES / 8 {
+        if bytes >= self.bytes_max / 8 {
             // From one round id to the next there are four to eight times as many ids: that makes half a block at least.
             let step = (id.saturating_sub(self.after).max(1) * 4).next_power_of_two();
             self.end = Some((id / step + 1) * step);
         }
-        bytes >= READ_BYTES
+        bytes >= self.bytes_max
     }
 }
 
@@ -254,7 +255,7 @@ impl Lead {
         next.map(|next| (next, reading))
     }
 
-    /// Whether to read on behind `read`: there is more, it comes in blocks, and somebody keeps up with it.
+    /// Whether to read on behind `read`: there is more, it comes in blocks larger than a first one, and somebody keeps up with it.
     fn goes_on(&self, inner: &Inner, read: &WasRead, upto: EventId) -> bool {
         let more = read.upto < upto && read.bytes.len() >= READ_BYTES / 8;
         more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < AHEAD_MAX
@@ -298,7 +299,7 @@ mod tests {
 
     fn reading(pattern: &str, after: EventId, upto: EventId) -> Reading {
         let filter = Filter::new(vec![Pattern::parse(pattern).unwrap()], Vec::new());
-        Reading { filter: Arc::new(filter), form: Form::Sse, after, upto }
+        Reading { filter: Arc::new(filter), form: Form::Sse, after, upto, bytes_max: READ_BYTES }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "it is handed in where a read may fail")]
@@ -458,13 +459,13 @@ mod tests {
     /// Where the blocks of a reader end that begins after `after`; matches have these ids and so many bytes each.
     fn ends(after: EventId, matches: &[(EventId, usize)]) -> Vec<EventId> {
         let mut ends = Vec::new();
-        let (mut cut, mut bytes) = (Cut::new(after), 0);
+        let (mut cut, mut bytes) = (Cut::new(after, READ_BYTES), 0);
         for &(id, size) in matches.iter().filter(|(id, _)| *id > after) {
             bytes += size;
             if cut.is_here(id, bytes) {
                 assert!(bytes >= READ_BYTES / 8 && bytes < READ_BYTES + size);
                 ends.push(id);
-                (cut, bytes) = (Cut::new(id), 0);
+                (cut, bytes) = (Cut::new(id, READ_BYTES), 0);
             }
         }
         ends

@@ -337,7 +337,8 @@ mod tests {
     }
 
     async fn all(source: &Source) -> String {
-        let reading = Reading { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 9 };
+        let reading =
+            Reading { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 9, bytes_max: 64 << 10 };
         let read = source.read(reading).await.unwrap();
         assert_eq!(read.upto, 9);
         String::from_utf8(read.bytes.to_vec()).unwrap()
