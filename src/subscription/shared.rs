@@ -219,9 +219,22 @@ impl Inner {
 }
 
 impl Lead {
-    /// Whether anybody is there to have it, or it is read ahead of them.
-    pub fn is_wanted(&self) -> bool {
-        self.run > 0 || self.waiting.lock().iter().any(|asker| asker.waits())
+    /// Gives it back where anybody is there to have it, or it is read ahead of them. Else it is given up, in one step: nobody can come
+    /// to wait for it in between, and be told that the log is closed.
+    #[must_use]
+    pub fn wanted(mut self) -> Option<Self> {
+        let mut inner = self.shared.0.lock();
+        if self.run > 0 || self.waiting.lock().iter().any(|asker| asker.waits()) {
+            drop(inner);
+            return Some(self);
+        }
+        if let Some((place, serial)) = self.place.take()
+            && inner.get_mut(&place, serial).is_some()
+        {
+            drop(inner.remove(&place));
+        }
+        drop(inner);
+        None
     }
 
     /// Hands in what came of `reading`, which answers all who wait for it. Where they will want more, gives what is to be read next;
@@ -397,9 +410,10 @@ mod tests {
         let shared = Arc::new(Shared::default());
         for fails in [false, true] {
             let first = lead(asks(&shared, &reading("a", 5, 90), 0));
-            assert!(!first.is_wanted(), "who asked has left");
+            assert!(first.wanted().is_none(), "who asked has left");
+            let first = lead(asks(&shared, &reading("a", 5, 90), 0));
             let second = waits(asks(&shared, &reading("a", 5, 90), 0));
-            assert!(first.is_wanted());
+            let first = first.wanted().unwrap();
             if fails {
                 assert!(first.done(reading("a", 5, 90), 0, &Err(StoreError::Closed)).is_none());
             } else {
@@ -408,6 +422,34 @@ mod tests {
             assert!(matches!(*second.lock(), Some(Err(StoreError::Closed))));
             assert_eq!(shared.bytes(), 0);
             assert!(shared.0.lock().entries.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_asks_while_another_gives_up_is_answered() {
+        let shared = Arc::new(Shared::default());
+        let lead_on = |lead: Lead, after| {
+            if let Some(lead) = lead.wanted() {
+                drop(lead.done(reading("a", after, 90), 0, &read(90, 1)));
+            }
+        };
+        for after in 0..20_000 {
+            let left = lead(asks(&shared, &reading("a", after, 90_000), 0));
+            let met = std::sync::Barrier::new(2);
+            let (turn, answer) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| {
+                    met.wait();
+                    asks(&shared, &reading("a", after, 90_000), 0)
+                });
+                met.wait();
+                lead_on(left, after);
+                other.join().unwrap()
+            });
+            match turn {
+                Turn::Known(_) => {}
+                Turn::Wait => assert_eq!(upto(&answer), Some(90), "in round {after}"),
+                Turn::Lead(lead) => lead_on(lead, after),
+            }
         }
     }
 

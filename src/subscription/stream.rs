@@ -127,9 +127,7 @@ impl Asker for oneshot::Sender<Done> {
 fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, reading: Reading, permit: OwnedSemaphorePermit) {
     let mut next = Some((lead, reading));
     while let Some((lead, reading)) = next {
-        if !lead.is_wanted() {
-            break;
-        }
+        let Some(lead) = lead.wanted() else { break };
         metrics.catchup_reads.inc();
         let done = read(store, &reading);
         next = lead.done(reading, store.floors_told(), &done);
