@@ -35,8 +35,9 @@ impl Crowd {
             // An Arc of its own for each, as every request brings one.
             let filter = Arc::new(filter);
             let (key, _) = crowd.hub.lock().attach(&filter, 0, 0);
-            let start = Start { cursor: 0, tail: 0, earliest: 1, gap: None, trims: 0 };
-            let options = SubscribeOptions { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true };
+            let start = Start { cursor: 0, tail: 0, earliest: 1, gap: None, trims: 0, bundle: None };
+            let options =
+                SubscribeOptions { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
             crowd.subscribers.push(Subscription::new(key, filter, start, options, 0));
             crowd.take(crowd.subscribers.len() - 1);
         }

@@ -11,7 +11,7 @@ use tidelog::event::EventId;
 use tidelog::sse::Form;
 use tidelog::store::rocks::RocksStore;
 use tidelog::store::{Scan, Store};
-use tidelog::subscription::{READ_BYTES, Reading, read};
+use tidelog::subscription::{READ_BYTES, Stretch, read};
 use tidelog::topic::Filter;
 
 const EVENTS: EventId = 1_000_000;
@@ -22,7 +22,7 @@ fn replay(store: &RocksStore, filter: &Arc<Filter>, form: Form) -> usize {
     let (mut after, upto, mut bytes) = (0, store.tail(), 0);
     while after < upto {
         let was =
-            read(store, &Reading { filter: filter.clone(), form, after, upto, bytes_max: READ_BYTES }).expect("a read");
+            read(store, &Stretch { filter: filter.clone(), form, after, upto, bytes_max: READ_BYTES }).expect("a read");
         (after, bytes) = (was.upto, bytes + was.bytes.len());
     }
     bytes

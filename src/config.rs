@@ -45,7 +45,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// At most; 0: each stream is a task. At most 64.
     pub stream_threads: usize,
-    /// Most threads for those who publish small events one by one.
+    /// Most threads for those who publish small events one by one; 0: tasks serve them. At most 64.
     pub publish_threads: usize,
     /// 1 ms to 1 year.
     pub dedupe_window: Duration,
@@ -335,7 +335,7 @@ fn read_rule(table: &DeTable<'_>, place: Source, at: &impl Fn(usize) -> Source) 
         let (key, found_at) = (format!("{RULES}.{name}"), at(key.span().start));
         match read {
             None => {
-                let hint = "; a rule has pattern, max_events, max_age and max_bytes".into();
+                let hint = "; a rule has pattern, max_events, max_age, max_bytes and trim_to_snapshot".into();
                 return Err(ConfigError::UnknownKey { name: key, place: found_at, hint });
             }
             Some(Err(must_be)) => {

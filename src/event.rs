@@ -97,6 +97,11 @@ pub enum InvalidName {
     Reserved(String),
 }
 
+/// What is left of a text that only has to be told from others: the first half of its SHA-256. Two that differ have the same one with
+/// a chance of one in 2^64 after four billion of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 16]);
+
 /// An event as a publisher hands it in: it has no id and no time yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
@@ -115,6 +120,21 @@ pub struct EventRef<'a> {
     pub key: Option<&'a str>,
     pub time: Millis,
     pub data: &'a str,
+}
+
+impl EventRef<'_> {
+    /// An owned copy. `None` where its names are not valid, which is checked where events come in.
+    #[must_use]
+    pub fn to_owned(&self) -> Option<Event> {
+        Some(Event {
+            id: self.id,
+            topic: Topic::parse(self.topic).ok()?,
+            event: self.event.and_then(|t| EventType::parse(t).ok().flatten()),
+            key: self.key.and_then(|k| Key::parse(k).ok()),
+            time: self.time,
+            data: self.data.into(),
+        })
+    }
 }
 
 /// An event of the log, owned.

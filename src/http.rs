@@ -7,6 +7,7 @@ pub mod accept;
 pub mod answer;
 pub mod begin;
 pub mod body;
+mod bundle;
 pub mod cross_site;
 pub mod error;
 pub mod forms;
@@ -16,6 +17,7 @@ mod publish;
 pub mod query;
 pub mod route;
 mod subscribe;
+mod terms;
 mod topics;
 
 use std::fmt::Display;
@@ -207,6 +209,12 @@ impl Api {
             (Resource::Retention(name), &Method::DELETE) => {
                 topics::forget_retention(self, request, &route::topic(name)?).await
             }
+            (Resource::State(pattern), _) if get => bundle::state(self, request, route::pattern(pattern)?).await,
+            (Resource::Snapshot(name), _) if get => bundle::snapshot(self, request, &route::topic(name)?).await,
+            (Resource::Snapshot(name), &Method::PUT) => {
+                bundle::put_snapshot(self, request, &route::topic(name)?, body).await
+            }
+            (Resource::Close(name), &Method::POST) => topics::close(self, request, &route::topic(name)?).await,
             (_, method) => Err(Error::Method { method: error::clip(method.as_str()), allow: resource.allow() }),
         }
     }
@@ -249,6 +257,12 @@ fn answer_json(json: String) -> Response<Body> {
     let mut response = Response::new(Body::full(json));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 

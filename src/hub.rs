@@ -50,6 +50,8 @@ pub enum Place {
     Edge { tail: EventId },
     /// Nothing up to here, but more batches are to be looked at: ask again.
     Walking { cursor: EventId },
+    /// Nothing newer, and nothing more comes: all topics of the filter were closed, the newest of their events was this.
+    Closed { last: EventId, tail: EventId },
     /// The hub is draining: nothing more comes.
     Drained,
 }
@@ -78,6 +80,8 @@ struct LiveFilter {
     waiting: Vec<SubscriberKey>,
     /// Nothing after this id matches, in the ring or later.
     last_match: EventId,
+    /// All its topics were closed; the newest of their events.
+    closed: Option<EventId>,
     rises: Rises,
     /// The batch for which it was last found.
     found_for: u64,
@@ -117,6 +121,8 @@ pub struct Hub<W> {
     tail: EventId,
     /// How often floors were raised.
     trims: u64,
+    /// Who waits for the tail to be there. As many as there are states being gathered, which read permits bound.
+    awaits: Vec<(EventId, W)>,
     drained: bool,
     filters: Slab<LiveFilter>,
     by_filter: HashMap<Arc<Filter>, usize>,
@@ -153,6 +159,7 @@ impl<W> Hub<W> {
             ring_bytes_max: options.ring_bytes_max,
             tail,
             trims: 0,
+            awaits: Vec::new(),
             drained: false,
             filters: Slab::new(),
             by_filter: HashMap::new(),
@@ -215,6 +222,7 @@ impl<W> Hub<W> {
                 subscribers: 0,
                 waiting: Vec::new(),
                 last_match: self.tail,
+                closed: None,
                 rises: Rises::default(),
                 found_for: 0,
             };
@@ -325,8 +333,7 @@ impl<W> Hub<W> {
         let filter = long(subscriber.filter);
         let live = &self.filters[filter];
         if cursor >= self.tail.min(live.last_match) {
-            self.wait(key, wake());
-            return Place::Edge { tail: self.tail };
+            return self.edge(key, filter, wake);
         }
         self.stop_waiting(key);
         if cursor < self.ring_after {
@@ -343,6 +350,13 @@ impl<W> Hub<W> {
             }
         }
         self.filters[filter].last_match = cursor;
+        self.edge(key, filter, wake)
+    }
+
+    fn edge(&mut self, key: SubscriberKey, filter: usize, wake: impl FnOnce() -> W) -> Place {
+        if let Some(last) = self.filters[filter].closed {
+            return Place::Closed { last, tail: self.tail };
+        }
         self.wait(key, wake());
         Place::Edge { tail: self.tail }
     }
@@ -373,6 +387,7 @@ impl<W> Hub<W> {
             self.ring.push_back(batch.into());
         }
         self.evict();
+        wakes.extend(self.reached());
         wakes
     }
 
@@ -419,13 +434,14 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Moves the tail over ids that stay without an event.
-    pub fn skip_to(&mut self, tail: EventId) {
+    /// Moves the tail over ids that stay without an event, and gives whom to wake.
+    pub fn skip_to(&mut self, tail: EventId) -> Vec<W> {
         if tail > self.tail {
             self.ring.clear();
             self.ring_bytes = 0;
             (self.tail, self.ring_after) = (tail, tail);
         }
+        self.reached().collect()
     }
 
     /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.
@@ -480,6 +496,56 @@ impl<W> Hub<W> {
         }
     }
 
+    /// A topic was closed, after all its events were pushed. `closed` tells of a filter whether all its topics are now, and the newest of
+    /// their events. Gives whom to wake.
+    pub fn close(&mut self, topic: &str, closed: impl Fn(&Filter) -> Option<EventId>) -> Vec<W> {
+        let mut concerned = Vec::new();
+        self.matcher.each(topic, &mut |at| concerned.push(at));
+        let mut wakes = Vec::new();
+        for at in concerned {
+            let Some(live) = self.filters.get_mut(at).filter(|live| live.filter.is_literal()) else { continue };
+            live.closed = closed(&live.filter);
+            if live.closed.is_none() {
+                continue;
+            }
+            for key in live.waiting.drain(..) {
+                if let Some(subscriber) = self.subscribers.get_mut(long(key.at)) {
+                    subscriber.waiting = NOWHERE;
+                    subscriber.jump = self.tail;
+                    wakes.extend(subscriber.wake.take());
+                }
+            }
+        }
+        wakes
+    }
+
+    /// Where all topics of this subscriber's filter were closed: the newest of their events.
+    #[must_use]
+    pub fn closed(&self, key: SubscriberKey) -> Option<EventId> {
+        self.get(key).and_then(|s| self.filters[long(s.filter)].closed)
+    }
+
+    /// All topics of this subscriber's filter are closed already; `last` is the newest of their events.
+    pub fn mark_closed(&mut self, key: SubscriberKey, last: EventId) {
+        if let Some(filter) = self.get(key).map(|s| long(s.filter)) {
+            self.filters[filter].closed = Some(last);
+        }
+    }
+
+    /// Whether the tail is at `id`, or nothing more comes; otherwise `wake` is kept until it is.
+    pub fn has_reached(&mut self, id: EventId, wake: impl FnOnce() -> W) -> bool {
+        if self.tail >= id || self.drained {
+            return true;
+        }
+        self.awaits.push((id, wake()));
+        false
+    }
+
+    fn reached(&mut self) -> impl Iterator<Item = W> {
+        let tail = self.tail;
+        self.awaits.extract_if(.., move |(id, _)| *id <= tail).map(|(_, wake)| wake)
+    }
+
     /// Gives whom to wake at `now` for a heartbeat.
     pub fn beat(&mut self, now: Millis) -> Vec<W> {
         let subscribers = &mut self.subscribers;
@@ -499,7 +565,8 @@ impl<W> Hub<W> {
     /// Ends it: every subscriber is told that nothing more comes. Gives whom to wake.
     pub fn drain(&mut self) -> Vec<W> {
         self.drained = true;
-        self.subscribers.iter_mut().filter_map(|s| s.wake.take()).collect()
+        let awaits = std::mem::take(&mut self.awaits).into_iter().map(|(_, wake)| wake);
+        self.subscribers.iter_mut().filter_map(|s| s.wake.take()).chain(awaits).collect()
     }
 }
 

@@ -39,6 +39,10 @@ pub struct Metrics {
     pub commits: Counter,
     commit_seconds: Histogram,
     publish_refused: Labelled,
+    /// Publishes that are remembered under an idempotency key.
+    pub keys_remembered: Gauge<u64, AtomicU64>,
+    /// Of them, those that were forgotten before the window had passed, as there were too many.
+    pub keys_forgotten_early: Counter,
     /// Streams that are open.
     pub subscribers: Gauge,
     /// Sockets that are open.
@@ -68,6 +72,8 @@ impl Metrics {
             commits: Counter::default(),
             commit_seconds: Histogram::new(COMMIT_BUCKETS),
             publish_refused: Labelled::default(),
+            keys_remembered: Gauge::default(),
+            keys_forgotten_early: Counter::default(),
             subscribers: Gauge::default(),
             connections: Gauge::default(),
             bytes_delivered: Counter::default(),
@@ -103,6 +109,12 @@ impl Metrics {
             self.commit_seconds.clone(),
         );
         all.register("tidelog_publish_refused", "Publishes refused, by error code", self.publish_refused.clone());
+        all.register("tidelog_dedupe_keys", "Idempotency keys remembered", self.keys_remembered.clone());
+        all.register(
+            "tidelog_dedupe_keys_forgotten_early",
+            "Idempotency keys forgotten within dedupe_window, as dedupe_keys_max newer ones had come",
+            self.keys_forgotten_early.clone(),
+        );
         all.register("tidelog_tail", "Largest durable id", self.tail.clone());
         all.register("tidelog_earliest", "Smallest retained id", self.earliest.clone());
         all.register("tidelog_log_writable", "Whether the log takes events: 1 or 0", self.log_writable.clone());
@@ -188,6 +200,8 @@ mod tests {
             "tidelog_commits_total",
             "tidelog_commit_seconds_count",
             "tidelog_publish_refused_total{code=\"overloaded\"}",
+            "tidelog_dedupe_keys",
+            "tidelog_dedupe_keys_forgotten_early_total",
             "tidelog_subscribers",
             "tidelog_connections",
             "tidelog_bytes_delivered_total",
@@ -268,6 +282,6 @@ mod tests {
             assert!(!samples.contains(&sample.to_owned()), "{line} twice");
             samples.push(sample.to_owned());
         }
-        assert_eq!(families.len(), 16, "{families:?}");
+        assert_eq!(families.len(), 18, "{families:?}");
     }
 }

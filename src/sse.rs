@@ -36,12 +36,12 @@ impl Form {
     pub fn event(self, out: &mut Vec<u8>, event: &EventRef<'_>) {
         match self {
             Self::Sse => {
-                head(out, event.id, event.event);
+                head(out, Some(event.id), event.event);
                 data(out, event.data);
                 out.push(b'\n');
             }
             Self::SseEnvelope => {
-                head(out, event.id, event.event);
+                head(out, Some(event.id), event.event);
                 out.extend_from_slice(b"data: ");
                 json_event(out, event);
                 out.extend_from_slice(b"\n\n");
@@ -53,8 +53,10 @@ impl Form {
         }
     }
 
-    /// Appends a control event to `out`; `cursor` is the place in the log from which a reconnect loses nothing.
-    pub fn control(self, out: &mut Vec<u8>, cursor: EventId, control: &Control<'_>) {
+    /// Appends a control event to `out`; `cursor` is the place in the log from which a reconnect loses nothing. Without one, the client
+    /// keeps the place that it has.
+    pub fn control(self, out: &mut Vec<u8>, cursor: impl Into<Option<EventId>>, control: &Control<'_>) {
+        let cursor = cursor.into();
         match self {
             Self::Sse | Self::SseEnvelope => {
                 head(out, cursor, Some(control.name()));
@@ -65,10 +67,50 @@ impl Form {
             Self::Lines => {
                 out.extend_from_slice(b"{\"event\":\"");
                 out.extend_from_slice(control.name().as_bytes());
-                out.extend_from_slice(b"\",\"after\":");
-                decimal(out, cursor);
+                if let Some(cursor) = cursor {
+                    out.extend_from_slice(b"\",\"after\":");
+                    decimal(out, cursor);
+                } else {
+                    out.push(b'"');
+                }
                 out.extend_from_slice(b",\"data\":");
                 control.json(out);
+                out.extend_from_slice(b"}\n");
+            }
+        }
+    }
+
+    /// Appends one entry of a state: the newest event of its key. It has no id of its own, as a client that drops in the midst of a
+    /// state cannot go on there.
+    pub fn state_entry(self, out: &mut Vec<u8>, event: &EventRef<'_>) {
+        match self {
+            Self::Sse | Self::SseEnvelope => {
+                head(out, None, Some("tidelog.state"));
+                out.extend_from_slice(b"data: ");
+                json_event(out, event);
+                out.extend_from_slice(b"\n\n");
+            }
+            Self::Lines => {
+                out.extend_from_slice(b"{\"event\":\"tidelog.state\",\"data\":");
+                json_event(out, event);
+                out.extend_from_slice(b"}\n");
+            }
+        }
+    }
+
+    /// Appends a topic's snapshot, which is true at `at`.
+    pub fn snapshot(self, out: &mut Vec<u8>, at: EventId, body: &str) {
+        match self {
+            Self::Sse | Self::SseEnvelope => {
+                head(out, Some(at), Some("tidelog.snapshot"));
+                data(out, body);
+                out.push(b'\n');
+            }
+            Self::Lines => {
+                out.extend_from_slice(b"{\"event\":\"tidelog.snapshot\",\"after\":");
+                decimal(out, at);
+                out.extend_from_slice(b",\"data\":");
+                json_string(out, body);
                 out.extend_from_slice(b"}\n");
             }
         }
@@ -100,6 +142,8 @@ pub enum Control<'a> {
     Live { tail: EventId, log: &'a str },
     /// `tidelog.gap`: something after `requested` is gone; nothing is missing from `earliest` on.
     Gap { requested: EventId, earliest: EventId, reason: GapReason },
+    /// `tidelog.closed`: every topic was closed, the newest of their events is `last`, and all of it was delivered.
+    Closed { last: EventId },
     /// `tidelog.error`: the stream cannot go on; `problem` is RFC 9457 JSON on one line.
     Error { problem: &'a str },
 }
@@ -111,6 +155,7 @@ impl Control<'_> {
         match self {
             Self::Live { .. } => "tidelog.live",
             Self::Gap { .. } => "tidelog.gap",
+            Self::Closed { .. } => "tidelog.closed",
             Self::Error { .. } => "tidelog.error",
         }
     }
@@ -133,6 +178,11 @@ impl Control<'_> {
                 out.extend_from_slice(b",\"reason\":\"");
                 out.extend_from_slice(reason.as_str().as_bytes());
                 out.extend_from_slice(b"\"}");
+            }
+            Self::Closed { last } => {
+                out.extend_from_slice(b"{\"last\":");
+                decimal(out, last);
+                out.push(b'}');
             }
             Self::Error { problem } => out.extend_from_slice(problem.as_bytes()),
         }
@@ -205,10 +255,12 @@ pub fn json_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a Vec takes every write, and a str is always valid JSON");
 }
 
-fn head(out: &mut Vec<u8>, id: EventId, event: Option<&str>) {
-    out.extend_from_slice(b"id: ");
-    decimal(out, id);
-    out.push(b'\n');
+fn head(out: &mut Vec<u8>, id: Option<EventId>, event: Option<&str>) {
+    if let Some(id) = id {
+        out.extend_from_slice(b"id: ");
+        decimal(out, id);
+        out.push(b'\n');
+    }
     if let Some(event) = event {
         out.extend_from_slice(b"event: ");
         out.extend_from_slice(event.as_bytes());
@@ -333,6 +385,39 @@ mod tests {
         assert_eq!(
             String::from_utf8(lines).unwrap(),
             "{\"event\":\"tidelog.live\",\"after\":90,\"data\":{\"tail\":90,\"log\":\"x\"}}\n"
+        );
+    }
+
+    #[test]
+    fn a_bundle_is_entries_without_ids_or_a_snapshot_with_its_own() {
+        let written = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            write(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let entry = EventRef { key: Some("7"), ..event(None, "x") };
+        let sse = written(&|out| Form::Sse.state_entry(out, &entry));
+        assert!(
+            sse.starts_with("event: tidelog.state\ndata: {\"id\":42,") && sse.ends_with("\"data\":\"x\"}\n\n"),
+            "{sse}"
+        );
+        assert_eq!(sse, written(&|out| Form::SseEnvelope.state_entry(out, &entry)));
+        let line = written(&|out| Form::Lines.state_entry(out, &entry));
+        assert!(
+            line.starts_with("{\"event\":\"tidelog.state\",\"data\":{\"id\":42,") && line.ends_with("\"}}\n"),
+            "{line}"
+        );
+        assert_eq!(
+            written(&|out| Form::Sse.snapshot(out, 9, "a\nb")),
+            "id: 9\nevent: tidelog.snapshot\ndata: a\ndata: b\n\n"
+        );
+        assert_eq!(
+            written(&|out| Form::Lines.snapshot(out, 9, "a\nb")),
+            "{\"event\":\"tidelog.snapshot\",\"after\":9,\"data\":\"a\\nb\"}\n"
+        );
+        assert_eq!(
+            written(&|out| Form::Sse.control(out, 9, &Control::Closed { last: 7 })),
+            "id: 9\nevent: tidelog.closed\ndata: {\"last\":7}\n\n"
         );
     }
 

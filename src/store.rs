@@ -13,7 +13,9 @@ pub mod wal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::event::{Event, EventId, EventRef, Millis};
+use bytes::Bytes;
+
+use crate::event::{Digest, Event, EventId, EventRef, Millis};
 use crate::topic::{Filter, Topic};
 
 pub use crate::sse::Floor;
@@ -38,6 +40,8 @@ pub struct Limits {
     pub max_age: Millis,
     /// As stored, before compression: each record with its key and its topic's number.
     pub max_bytes: u64,
+    /// A topic's events up to the id at which its snapshot is true are let go. It says nothing of the whole log.
+    pub trim_to_snapshot: bool,
 }
 
 impl Limits {
@@ -78,6 +82,27 @@ pub struct Trim {
     pub upto: EventId,
 }
 
+/// The answer to a publish, kept with its events under its idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    pub key: Digest,
+    /// What was published, and where: the same key with anything else is no repetition.
+    pub request: Digest,
+    pub first: EventId,
+    pub last: EventId,
+    /// The events' time.
+    pub time: Millis,
+}
+
+/// A publisher's own bundle of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The id at which it is true.
+    pub at: EventId,
+    pub content_type: String,
+    pub body: Bytes,
+}
+
 /// What is known of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicStats {
@@ -89,6 +114,7 @@ pub struct TopicStats {
     pub events: u64,
     pub bytes: u64,
     pub retention: Option<Limits>,
+    pub closed: bool,
 }
 
 /// The retention that the operator configured: for the whole log, and for topics by pattern (the last that matches wins).
@@ -119,11 +145,88 @@ pub trait Store: Send + Sync + 'static {
     /// The time of the newest event ever appended; 0 when there was none.
     fn last_time(&self) -> Millis;
 
-    /// Appends `events`, which lie beyond the tail in ascending order, all or none; durable when it returns `Ok`.
+    /// Appends `events`, which lie beyond the tail in ascending order, and what is to be remembered of them, ascending; all or none.
+    /// Durable when it returns `Ok`. An event with a key becomes the newest of its topic and key in the state; where its data is empty,
+    /// the key is removed from it.
     ///
     /// # Errors
     /// After an error the outcome is unknown, and nothing is written any more until [`Store::reopen`] has succeeded.
-    fn append(&self, events: &[Event]) -> Result<(), StoreError>;
+    fn commit(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError>;
+
+    /// Appends events of which nothing is to be remembered.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn append(&self, events: &[Event]) -> Result<(), StoreError> {
+        self.commit(events, &[])
+    }
+
+    /// What is remembered under an idempotency key, unless it was forgotten. Reads the disk only where there is something.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn remembered(&self, key: Digest) -> Result<Option<Remembered>, StoreError>;
+
+    /// Forgets the keys of events that are older than `before`, and the oldest beyond `most`; gives how many of the latter there were.
+    /// Does not block: the disk is given back when the store is tidied, so a start may remember some of them until they are forgotten
+    /// again.
+    fn forget_keys(&self, before: Millis, most: u64) -> u64;
+
+    /// How many idempotency keys are remembered. Does not block.
+    fn keys_remembered(&self) -> u64;
+
+    /// Ends a topic, known before or not: durable when it returns `Ok`. Gives the id of its newest event ever, or 0; the same again
+    /// for one that is closed already. That no event is appended to it from then on is for the caller to see to.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn close_topic(&self, topic: &Topic) -> Result<EventId, StoreError>;
+
+    /// Where a topic was closed: the id of its newest event ever, or 0. `None` for one that goes on. Does not block.
+    fn closed_at(&self, topic: &str) -> Option<EventId>;
+
+    /// Where all topics of a filter without wildcards were closed: the largest id of their newest events. `None` where any goes on.
+    fn closed(&self, filter: &Filter) -> Option<EventId> {
+        if !filter.is_literal() {
+            return None;
+        }
+        filter.patterns().iter().try_fold(0, |last, topic| Some(self.closed_at(topic.as_str())?.max(last)))
+    }
+
+    /// Removes all events of a topic as [`Store::raise_floors`] does, and in the same write its keys from the state, and its snapshot.
+    /// Whether it is closed stays. Gives the floor that rose, if one did.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn delete_topic(&self, topic: &Topic) -> Result<Option<Trim>, StoreError>;
+
+    /// Calls `each` with the newest event of each topic and key whose topic matches, and whose type does, until it breaks. All of it is
+    /// true at one id, the tail at some moment of the call, which it gives; topics come in no order that means anything, the keys of
+    /// each in ascending order. Readers may not know of that tail yet. Floors take nothing out of it.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn state(
+        &self,
+        filter: &Filter,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError>;
+
+    /// Keeps a topic's snapshot in place of the one before, durably. That it is not older, and not beyond the tail, is for the caller
+    /// to see to.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError>;
+
+    /// A topic's snapshot.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError>;
+
+    /// The id at which a topic's snapshot is true. Does not block.
+    fn snapshot_at(&self, topic: &str) -> Option<EventId>;
 
     /// Makes durable what was appended under [`Durability::Interval`].
     ///
@@ -171,7 +274,7 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::append`].
     fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError>;
 
-    /// What the limits ask to be trimmed at `now`.
+    /// What the limits ask to be trimmed at `now`, [`Limits::trim_to_snapshot`] included.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -239,13 +342,14 @@ pub trait Store: Send + Sync + 'static {
     /// The retention that `topic` has of its own.
     fn retention_of(&self, topic: &str) -> Option<Limits>;
 
-    /// How many topics are known: those that hold something, and those of which a floor or a retention is remembered. Does not block.
+    /// How many topics are known: those that hold something, and those of which a floor, a retention, keys, a snapshot or that they are
+    /// closed is remembered. Does not block.
     fn topic_count(&self) -> u64;
 
     /// Whether `topic` is known. Does not block.
     fn has_topic(&self, topic: &str) -> bool;
 
-    /// At most `limit` topics that hold something, in order of name, after `after`, that begin with `prefix`.
+    /// At most `limit` topics that hold something or of which more than a floor is remembered, in order of name, after `after`, that begin with `prefix`.
     ///
     /// # Errors
     /// When the log cannot be read.

@@ -2,9 +2,10 @@
 //!
 //! [`Subscription`] is a state machine without I/O: [`Subscription::next`] says what it wants, and it is told what came of it. First
 //! connect, reconnect, slow client and restart are all this one loop, so there is no seam between replay and live. What holds: the
-//! cursor never moves over a matching event that was not handed out, nor back; a floor above the cursor is told as a gap before the
-//! next event. Must not know sockets, tokio, or the clock.
+//! cursor never moves over a matching event that was not handed out, nor back but to where a bundle is true; a floor above the cursor
+//! is told as a gap before the next event. Must not know sockets, tokio, or the clock.
 
+pub mod bundle;
 pub mod shared;
 pub mod stream;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::bundle::{Bundle, Dress, Wanted};
 use self::shared::Cut;
 use crate::event::{EventId, Millis};
 use crate::hub::{Batch, Hub, Place, SubscriberKey};
@@ -52,7 +54,7 @@ impl Gap {
 }
 
 /// A beginning, fixed: nothing that is published later can change where it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Start {
     /// Everything that matches after this id is delivered.
     pub cursor: EventId,
@@ -64,6 +66,8 @@ pub struct Start {
     pub gap: Option<Gap>,
     /// [`Hub::trims`] before it was fixed: what rises from then on is told.
     pub trims: u64,
+    /// What is sent before the events.
+    pub bundle: Option<Arc<Bundle>>,
 }
 
 /// Where a subscription or a page begins.
@@ -130,7 +134,7 @@ impl Start {
     #[must_use]
     pub fn fix(begin: Begin, known: Known, tail: EventId, found: EventId) -> Self {
         let Known { trims, floor, log_floor, earliest } = known;
-        let at = |cursor| Self { cursor, tail, earliest, gap: None, trims };
+        let at = |cursor| Self { cursor, tail, earliest, gap: None, trims, bundle: None };
         let after = |id: EventId| {
             if id > tail {
                 let earliest = earliest.max(floor.id + 1);
@@ -147,6 +151,16 @@ impl Start {
             Begin::Last(_) | Begin::Time(_) => at(found),
         }
     }
+
+    /// Fixes a beginning where `bundle` is true; where there is none, at the smallest retained id. `known` is what the store said
+    /// before the bundle was asked for, `tail` what was asked for after it.
+    #[must_use]
+    pub fn with(bundle: Arc<Bundle>, known: Known, tail: EventId) -> Self {
+        let Known { trims, log_floor, earliest, .. } = known;
+        let cursor = bundle.at.unwrap_or(log_floor);
+        let gap = bundle.at.and_then(|at| Gap::below(bundle.floor, at));
+        Self { cursor, tail: tail.max(cursor), earliest, gap, trims, bundle: Some(bundle) }
+    }
 }
 
 /// How a subscription is written, and when it ends.
@@ -157,6 +171,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// False: it ends at the tail of its [`Start`].
     pub follow: bool,
+    /// What is sent again after a gap.
+    pub bundle: Option<bundle::Kind>,
 }
 
 /// What the machine wants.
@@ -166,7 +182,7 @@ pub enum Want {
     Emit(Bytes),
     /// The same, and they tell a gap.
     Tell(GapReason, Bytes),
-    /// [`read`] the store from here, and hand what came of it to [`Subscription::was_read`].
+    /// Read this, and hand what came of it to [`Subscription::was_read`].
     Read(Reading),
     /// Nothing: the waker that was given is used when there is something.
     Wait,
@@ -178,9 +194,35 @@ pub enum Want {
     Drained,
 }
 
-/// A read that the machine wants done.
+/// What the machine wants read.
 #[derive(Debug, Clone)]
-pub struct Reading {
+pub enum Reading {
+    /// With [`read`].
+    Log(Stretch),
+    Bundle(Wanted),
+}
+
+/// What came of a [`Reading`].
+#[derive(Debug, Clone)]
+pub enum Came {
+    Log(WasRead),
+    Bundle(Arc<Bundle>),
+}
+
+/// Why nothing came of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadingError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("it has more than {} MiB, the most that all together may have; ask for fewer topics", bundle::BUNDLES_BYTES_MAX >> 20)]
+    TooLarge,
+    #[error("too many states and snapshots are being sent")]
+    Busy,
+}
+
+/// A stretch of the log to read.
+#[derive(Debug, Clone)]
+pub struct Stretch {
     pub filter: Arc<Filter>,
     pub form: Form,
     pub after: EventId,
@@ -189,7 +231,7 @@ pub struct Reading {
     pub bytes_max: usize,
 }
 
-/// What came of a [`Reading`].
+/// What came of a [`Stretch`].
 #[derive(Debug, Clone)]
 pub struct WasRead {
     /// Whole frames.
@@ -204,8 +246,8 @@ pub struct WasRead {
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn read(store: &dyn Store, reading: &Reading) -> Result<WasRead, StoreError> {
-    let Reading { filter, form, after, upto, bytes_max } = reading;
+pub fn read(store: &dyn Store, stretch: &Stretch) -> Result<WasRead, StoreError> {
+    let Stretch { filter, form, after, upto, bytes_max } = stretch;
     let mut out = Vec::with_capacity(bytes_max + bytes_max / 16);
     let mut last = 0;
     let mut cut = Cut::new(*after, *bytes_max);
@@ -236,27 +278,60 @@ pub struct Subscription {
     sent: Millis,
     /// Up to where losses were told.
     told: EventId,
-    /// It has not been at the edge since it began, or since it last read from disk.
-    behind: bool,
+    stage: Stage,
+    /// What is sent again after a gap.
+    bundle: Option<bundle::Kind>,
     /// How often it has read, up to [`READS_GROW`].
     reads: u8,
     owed: Option<Box<Owed>>,
 }
 
+/// How far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has not been at the edge since it began, or since it last read from disk.
+    Behind,
+    Live,
+    /// It was told that nothing more comes.
+    Closed,
+}
+
+/// A bundle that is owed.
+#[derive(Debug)]
+enum Bundling {
+    Wanted,
+    /// So many pieces of it were handed out.
+    Sending(Arc<Bundle>, usize),
+}
+
 /// What few have, and none of those that wait and follow. Boxed for their sake.
 #[derive(Debug, Default)]
 struct Owed {
+    /// Told before the bundle.
     gap: Option<Gap>,
+    bundle: Option<Bundling>,
     read: Option<WasRead>,
     /// With `follow: false`, where it ends.
     until: Option<EventId>,
+}
+
+impl Owed {
+    fn is_nothing(&self) -> bool {
+        !self.comes_first() && self.until.is_none()
+    }
+
+    /// Whether anything is owed before the log goes on.
+    fn comes_first(&self) -> bool {
+        self.gap.is_some() || self.bundle.is_some() || self.read.is_some()
+    }
 }
 
 impl Subscription {
     /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter and this start.
     #[must_use]
     pub fn new(key: SubscriberKey, filter: Arc<Filter>, start: Start, options: Options, now: Millis) -> Self {
-        let owed = Owed { gap: start.gap, read: None, until: (!options.follow).then_some(start.tail) };
+        let bundle = start.bundle.map(|bundle| Bundling::Sending(bundle, 0));
+        let owed = Owed { gap: start.gap, bundle, read: None, until: (!options.follow).then_some(start.tail) };
         Self {
             key,
             filter,
@@ -264,9 +339,10 @@ impl Subscription {
             sent_id: start.cursor,
             sent: now,
             told: 0,
-            behind: true,
+            stage: Stage::Behind,
+            bundle: options.bundle,
             reads: 0,
-            owed: (owed.gap.is_some() || owed.until.is_some()).then(|| Box::new(owed)),
+            owed: Some(Box::new(owed)).filter(|owed| !owed.is_nothing()),
             form: options.form,
             heartbeat: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX),
         }
@@ -287,32 +363,37 @@ impl Subscription {
     /// What is next. `log` is the log's name; `wake` is asked for when the answer is to wait.
     pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, log: &str, now: Millis, wake: impl FnOnce() -> W) -> Want {
         let until = self.owed.as_ref().and_then(|owed| owed.until);
-        let (floor, place) = {
+        // Nothing comes between the pieces of a bundle.
+        let is_sending = self.owed.as_ref().is_some_and(|owed| matches!(owed.bundle, Some(Bundling::Sending(..))));
+        let (floor, closed, place) = {
             let mut hub = hub.lock();
-            let floor = hub.floor(self.key);
+            let floor = if is_sending { Floor::NONE } else { hub.floor(self.key) };
             self.cursor = self.cursor.max(hub.passed(self.key));
-            let owes = self.owed.as_ref().is_some_and(|owed| owed.gap.is_some() || owed.read.is_some())
+            let owes = self.owed.as_ref().is_some_and(|owed| owed.comes_first())
                 || floor.id > self.told && self.cursor < floor.id;
             // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
             let place = (!owes && until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
-            (floor, place)
+            (floor, until.and_then(|_| hub.closed(self.key)), place)
         };
         let gap = self.owed.as_mut().and_then(|owed| owed.gap.take());
         if let Some(gap) = gap.or_else(|| self.gap_below(floor)) {
             return self.tell(gap, now);
         }
+        if let Some(want) = self.bundled(now) {
+            return want;
+        }
         let read = self.owed.as_mut().and_then(|owed| owed.read.take());
-        self.owed = self.owed.take().filter(|owed| owed.until.is_some());
+        self.owed = self.owed.take().filter(|owed| !owed.is_nothing());
         if let Some(read) = read {
             return self.hand_out(read, now);
         }
         match (place, until) {
             (None, None) => Want::Yield,
-            (None, Some(until)) if self.cursor < until => Want::Read(self.reading(until)),
-            (None, Some(until)) => self.finish(until, log, now),
+            (None, Some(until)) if self.cursor < until => self.read_on(until),
+            (None, Some(until)) => self.finish(until, closed, log, now),
             (Some(Place::Disk { upto }), _) => {
-                self.behind = true;
-                Want::Read(self.reading(upto))
+                self.stage = Stage::Behind;
+                self.read_on(upto)
             }
             (Some(Place::Ring(batch)), _) => self.take_share(hub, &batch, now),
             (Some(Place::Walking { cursor }), _) => {
@@ -320,14 +401,61 @@ impl Subscription {
                 Want::Yield
             }
             (Some(Place::Edge { tail }), _) => self.at_edge(tail, log, now),
+            (Some(Place::Closed { last, tail }), _) => {
+                self.cursor = self.cursor.max(tail);
+                self.at_end(last, log, now)
+            }
             (Some(Place::Drained), _) => Want::Drained,
         }
     }
 
     /// Hands in what a [`Want::Read`] gave.
-    pub fn was_read(&mut self, read: WasRead) {
-        self.reads = READS_GROW.min(self.reads + 1);
-        self.owed.get_or_insert_default().read = Some(read);
+    pub fn was_read(&mut self, came: Came) {
+        match came {
+            Came::Log(read) => {
+                self.reads = READS_GROW.min(self.reads + 1);
+                self.owed.get_or_insert_default().read = Some(read);
+            }
+            Came::Bundle(bundle) => self.begin_again(bundle),
+        }
+    }
+
+    /// Goes on from where the bundle is true; where there is none, from where it is.
+    fn begin_again(&mut self, bundle: Arc<Bundle>) {
+        let owed = self.owed.get_or_insert_default();
+        owed.bundle = None;
+        let Some(at) = bundle.at else { return };
+        if bundle.floor.id > self.told {
+            owed.gap = Gap::below(bundle.floor, at);
+        }
+        owed.bundle = Some(Bundling::Sending(bundle, 0));
+        self.cursor = at;
+        self.stage = Stage::Behind;
+    }
+
+    /// What the bundle that is owed asks for, or its next piece.
+    fn bundled(&mut self, now: Millis) -> Option<Want> {
+        let (filter, form, kind) = (&self.filter, self.form, self.bundle);
+        let owed = self.owed.as_mut()?;
+        match (owed.bundle.as_mut()?, kind) {
+            (Bundling::Wanted, Some(kind)) => {
+                let wanted = Wanted { kind, filter: filter.clone(), dress: Dress::Frames(form) };
+                return Some(Want::Read(Reading::Bundle(wanted)));
+            }
+            (Bundling::Sending(bundle, sent), _) => {
+                if let Some(piece) = bundle.pieces().get(*sent).cloned() {
+                    *sent += 1;
+                    // The entries of a state have no id: it is the snapshot's that was sent.
+                    if kind == Some(bundle::Kind::Snapshot) {
+                        self.sent_id = self.cursor;
+                    }
+                    return Some(self.emit(piece, now));
+                }
+            }
+            (Bundling::Wanted, None) => {}
+        }
+        owed.bundle = None;
+        None
     }
 
     fn gap_below(&mut self, floor: Floor) -> Option<Gap> {
@@ -342,6 +470,12 @@ impl Subscription {
 
     fn tell(&mut self, gap: Gap, now: Millis) -> Want {
         self.told = self.told.max(gap.earliest - 1);
+        if self.bundle.is_some() {
+            // What was read of the log for the time before is not owed any more: the bundle stands for it.
+            let owed = self.owed.get_or_insert_default();
+            owed.read = None;
+            owed.bundle.get_or_insert(Bundling::Wanted);
+        }
         let id = if gap.reason == GapReason::Ahead { 0 } else { self.cursor };
         let Gap { requested, earliest, reason } = gap;
         let bytes = self.control(id, &Control::Gap { requested, earliest, reason }, now);
@@ -372,8 +506,7 @@ impl Subscription {
 
     fn at_edge(&mut self, tail: EventId, log: &str, now: Millis) -> Want {
         self.cursor = self.cursor.max(tail);
-        if self.behind {
-            self.behind = false;
+        if self.stage == Stage::Behind {
             return self.live(log, now);
         }
         if !self.is_quiet(now) {
@@ -382,18 +515,31 @@ impl Subscription {
         if self.cursor > self.sent_id { self.live(log, now) } else { self.heartbeat(now) }
     }
 
-    fn finish(&mut self, until: EventId, log: &str, now: Millis) -> Want {
-        if !self.behind {
-            return Want::End;
+    /// Nothing more comes, as all topics were closed.
+    fn at_end(&mut self, last: EventId, log: &str, now: Millis) -> Want {
+        match self.stage {
+            Stage::Behind => self.live(log, now),
+            Stage::Live => {
+                self.stage = Stage::Closed;
+                Want::Emit(self.control(self.cursor, &Control::Closed { last }, now))
+            }
+            Stage::Closed => Want::End,
         }
-        self.behind = false;
-        self.cursor = self.cursor.max(until);
-        self.live(log, now)
     }
 
-    fn reading(&self, upto: EventId) -> Reading {
+    fn finish(&mut self, until: EventId, closed: Option<EventId>, log: &str, now: Millis) -> Want {
+        self.cursor = self.cursor.max(until);
+        // Events may have come after `until` and before the end.
+        if let Some(last) = closed.filter(|last| self.cursor >= *last) {
+            return self.at_end(last, log, now);
+        }
+        if self.stage == Stage::Behind { self.live(log, now) } else { Want::End }
+    }
+
+    fn read_on(&self, upto: EventId) -> Want {
         let bytes_max = READ_BYTES.min(FIRST_READ_BYTES << (2 * self.reads));
-        Reading { filter: self.filter.clone(), form: self.form, after: self.cursor, upto, bytes_max }
+        let (filter, form, after) = (self.filter.clone(), self.form, self.cursor);
+        Want::Read(Reading::Log(Stretch { filter, form, after, upto, bytes_max }))
     }
 
     fn is_quiet(&self, now: Millis) -> bool {
@@ -401,6 +547,7 @@ impl Subscription {
     }
 
     fn live(&mut self, log: &str, now: Millis) -> Want {
+        self.stage = Stage::Live;
         Want::Emit(self.control(self.cursor, &Control::Live { tail: self.cursor, log }, now))
     }
 
@@ -434,16 +581,16 @@ mod tests {
         let hub: Mutex<Hub<()>> = Mutex::new(Hub::new(hub::Options::default(), 1000));
         let filter = Arc::new(Filter::all());
         let (key, _) = hub.lock().attach(&filter, 0, 0);
-        let start = Start { cursor: 0, tail: 1000, earliest: 1, gap: None, trims: 0 };
-        let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true };
+        let start = Start { cursor: 0, tail: 1000, earliest: 1, gap: None, trims: 0, bundle: None };
+        let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
         let mut machine = Subscription::new(key, filter, start, options, 0);
         let mut sizes = Vec::new();
         while sizes.len() < 4 {
             match machine.next(&hub, "log", 0, || ()) {
-                Want::Read(reading) => {
-                    sizes.push(reading.bytes_max);
-                    let upto = reading.after + 1;
-                    machine.was_read(WasRead { bytes: Bytes::from_static(b"x"), upto, last: upto });
+                Want::Read(Reading::Log(stretch)) => {
+                    sizes.push(stretch.bytes_max);
+                    let upto = stretch.after + 1;
+                    machine.was_read(Came::Log(WasRead { bytes: Bytes::from_static(b"x"), upto, last: upto }));
                 }
                 Want::Emit(_) => {}
                 other => panic!("{other:?}"),

@@ -180,6 +180,8 @@ async fn open_log(config: &Config, metrics: &Arc<Metrics>) -> Result<Log, Error>
         durability: config.durability,
         retention,
         topics_max: config.limits.topics_max,
+        dedupe_window: config.dedupe_window,
+        dedupe_keys_max: config.dedupe_keys_max,
         heartbeat: config.heartbeat,
         metrics: metrics.clone(),
         ..log::Options::new(&config.data)

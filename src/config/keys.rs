@@ -33,7 +33,7 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 const BATCH_BYTES_MOST: u64 = 256 << 20;
 /// Each event costs some memory besides its bytes while its batch is built.
 const BATCH_EVENTS_MOST: u64 = 1_000_000;
-/// Each costs some tens of bytes of memory.
+/// Each costs some 50 bytes of memory.
 const DEDUPE_KEYS_MOST: u64 = 1_000_000_000;
 /// No machine writes faster with more.
 const PUBLISH_THREADS_MOST: u64 = 64;
@@ -208,6 +208,7 @@ pub(super) fn set_limit(limits: &mut Limits, name: &str, value: &Value) -> Optio
         "max_events" => Some(max_events(limits, value)),
         "max_age" => Some(max_age(limits, value)),
         "max_bytes" => Some(max_bytes(limits, value)),
+        "trim_to_snapshot" => Some(value.yes().map(|read| limits.trim_to_snapshot = read)),
         _ => None,
     }
 }

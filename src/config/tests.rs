@@ -103,7 +103,10 @@ fn all_values_arrive() {
     assert_eq!(all.durability, Durability::Interval);
     assert_eq!((all.retry, all.drain_timeout, all.dedupe_window), (seconds(1) / 2, seconds(0), seconds(3600)));
     assert_eq!(all.dedupe_keys_max, 5);
-    assert_eq!(all.retention.limits, Limits { max_events: 1000, max_age: 604_800_000, max_bytes: 10 << 30 });
+    assert_eq!(
+        all.retention.limits,
+        Limits { max_events: 1000, max_age: 604_800_000, max_bytes: 10 << 30, ..Limits::default() }
+    );
     assert_eq!((all.limits.topics_max, all.limits.connections_max, all.limits.batch_events_max), (7, 8, 9));
     assert_eq!(all.cors.allow_origins, ["http://a.example:3000", "https://b.example"]);
     assert_eq!(all.log, Logging { format: LogFormat::Json, level: "warn,tidelog::store=debug".into() });
@@ -183,6 +186,10 @@ fn a_value_that_is_not_allowed_is_told_with_its_key_its_place_and_what_is() {
         (
             "[[retention.topics]]\npattern='a.**.b'",
             "retention.topics.pattern is \"a.**.b\" (tidelog.toml, line 2), but",
+        ),
+        (
+            "[[retention.topics]]\ntrim_to_snapshot='yes'",
+            "retention.topics.trim_to_snapshot is \"yes\" (tidelog.toml, line 2), but it must be true or false",
         ),
         ("[[retention.topics]]\nmax_age=5", "retention.topics.max_age is 5 (tidelog.toml, line 2), but it must be 0"),
     ] {

@@ -21,6 +21,7 @@ pub(super) enum Value {
     Text(String),
     Integer(i128),
     List(Vec<Value>),
+    Yes(bool),
     /// Nothing that any key takes; says what it is.
     Other(String),
 }
@@ -32,7 +33,7 @@ impl Value {
             DeValue::Integer(number) => integer(number),
             DeValue::Array(items) => Self::List(items.iter().map(|item| Self::from_toml(item.get_ref())).collect()),
             DeValue::Float(number) => Self::Other(number.to_string()),
-            DeValue::Boolean(yes) => Self::Other(yes.to_string()),
+            DeValue::Boolean(yes) => Self::Yes(*yes),
             DeValue::Datetime(time) => Self::Other(time.to_string()),
             DeValue::Table(_) => Self::Other("a table".into()),
         }
@@ -88,6 +89,14 @@ impl Value {
         self.read_count()
             .filter(|read| *read <= most)
             .ok_or_else(|| format!("0 (no limit) or a whole number of at most {most}"))
+    }
+
+    /// `true` or `false`.
+    pub(super) fn yes(&self) -> Result<bool, MustBe> {
+        match self {
+            Self::Yes(yes) => Ok(*yes),
+            _ => Err("true or false".into()),
+        }
     }
 
     /// One of the `choices`, by name.
@@ -177,6 +186,7 @@ impl fmt::Display for Value {
                 }
                 f.write_str("]")
             }
+            Self::Yes(yes) => yes.fmt(f),
             Self::Other(what) => f.write_str(what),
         }
     }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::problem::Problem;
 use crate::event::EventId;
-use crate::log::{StreamError, Subscription};
+use crate::log::{Bundle, StreamError, Subscription};
 use crate::sse::{Control, Form};
 
 /// Where a stream's bytes come from.
@@ -28,7 +28,35 @@ pub struct Body(Kind);
 
 enum Kind {
     Full(Bytes),
+    Pieces(Pieces),
     Stream(Box<Streamed>),
+}
+
+/// Bytes that lie in several places, most of them shared with other answers.
+struct Pieces {
+    first: Bytes,
+    shared: Arc<Bundle>,
+    sent: usize,
+    last: Bytes,
+}
+
+impl Pieces {
+    fn next(&mut self) -> Option<Bytes> {
+        let first = std::mem::take(&mut self.first);
+        if !first.is_empty() {
+            return Some(first);
+        }
+        if let Some(piece) = self.shared.pieces().get(self.sent) {
+            self.sent += 1;
+            return Some(piece.clone());
+        }
+        Some(std::mem::take(&mut self.last)).filter(|last| !last.is_empty())
+    }
+
+    fn len(&self) -> u64 {
+        let shared = self.shared.pieces().iter().skip(self.sent).map(Bytes::len).sum::<usize>();
+        (self.first.len() + shared + self.last.len()) as u64
+    }
 }
 
 struct Streamed {
@@ -91,6 +119,12 @@ impl Body {
         Self(Kind::Full(bytes.into()))
     }
 
+    /// What is shared with other answers, between these bytes.
+    #[must_use]
+    pub fn around(first: impl Into<Bytes>, shared: Arc<Bundle>, last: impl Into<Bytes>) -> Self {
+        Self(Kind::Pieces(Pieces { first: first.into(), shared, sent: 0, last: last.into() }))
+    }
+
     /// A stream of `source`, after its `retry:`.
     #[must_use]
     pub fn stream(framing: Framing, source: Source) -> Self {
@@ -124,9 +158,9 @@ impl Body {
         Some(TakenOver { subscription: *subscription, farewell, begun })
     }
 
-    /// A stream that sends its client away, to come back later from `cursor`.
+    /// A stream that sends its client away, to come back later from `cursor`, or, without one, as it came.
     #[must_use]
-    pub fn sent_away(framing: Framing, cursor: EventId, problem: &Problem) -> Self {
+    pub fn sent_away(framing: Framing, cursor: Option<EventId>, problem: &Problem) -> Self {
         let Framing { form, retry, chunk_bytes_max } = framing;
         let (next, state) = break_off(form, retry, cursor, problem);
         Self(Kind::Stream(Box::new(Streamed { form, retry, chunk_bytes_max, next, state })))
@@ -137,7 +171,7 @@ impl Body {
     pub fn into_whole(self) -> Option<Bytes> {
         match self.0 {
             Kind::Full(bytes) => Some(bytes),
-            Kind::Stream(_) => None,
+            Kind::Pieces(_) | Kind::Stream(_) => None,
         }
     }
 
@@ -146,6 +180,7 @@ impl Body {
     pub fn exact_len(&self) -> Option<u64> {
         match &self.0 {
             Kind::Full(bytes) => Some(bytes.len() as u64),
+            Kind::Pieces(pieces) => Some(pieces.len()),
             Kind::Stream(_) => None,
         }
     }
@@ -179,7 +214,7 @@ impl Farewell {
     #[must_use]
     pub fn words(self, error: StreamError) -> Vec<u8> {
         let retry = Duration::from_millis(self.retry_ms.into());
-        last_words(self.form, retry, cursor_of(&error), &error.into())
+        last_words(self.form, retry, Some(cursor_of(&error)), &error.into())
     }
 }
 
@@ -190,6 +225,7 @@ impl hyper::body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let bytes = match &mut self.get_mut().0 {
             Kind::Full(bytes) => Ok(std::mem::take(bytes)).map(|b| Some(b).filter(|b| !b.is_empty())),
+            Kind::Pieces(pieces) => Ok(pieces.next()),
             Kind::Stream(stream) => ready!(stream.poll(cx)),
         };
         Poll::Ready(bytes.map(|bytes| bytes.map(Frame::data)).transpose())
@@ -232,7 +268,7 @@ impl Streamed {
                 Some(Ok(bytes)) => self.next = bytes,
                 Some(Err(error)) => {
                     let cursor = cursor_of(&error);
-                    (self.next, self.state) = break_off(self.form, self.retry, cursor, &error.into());
+                    (self.next, self.state) = break_off(self.form, self.retry, Some(cursor), &error.into());
                 }
                 None => {
                     self.state = State::Ended;
@@ -243,13 +279,13 @@ impl Streamed {
     }
 }
 
-fn break_off(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -> (Bytes, State) {
+fn break_off(form: Form, retry: Duration, cursor: Option<EventId>, problem: &Problem) -> (Bytes, State) {
     let bytes = last_words(form, retry, cursor, problem);
     let (sender, receiver) = oneshot::channel();
     (Bytes::from_owner(Last { bytes, _written: sender }), State::Ending(receiver))
 }
 
-fn last_words(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -> Vec<u8> {
+fn last_words(form: Form, retry: Duration, cursor: Option<EventId>, problem: &Problem) -> Vec<u8> {
     let mut bytes = Vec::new();
     form.retry(&mut bytes, jittered(retry));
     form.control(&mut bytes, cursor, &Control::Error { problem: &problem.json() });
@@ -258,7 +294,7 @@ fn last_words(form: Form, retry: Duration, cursor: EventId, problem: &Problem) -
 
 fn cursor_of(error: &StreamError) -> EventId {
     match error {
-        StreamError::Draining { cursor } | StreamError::Storage { cursor, .. } => *cursor,
+        StreamError::Draining { cursor } | StreamError::Reading { cursor, .. } => *cursor,
     }
 }
 

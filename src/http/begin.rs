@@ -8,7 +8,7 @@ use hyper::header::HeaderName;
 use super::error::{Error, clip};
 use super::query::Query;
 use crate::event::{EventId, Millis, parse_id};
-use crate::log::Begin;
+use crate::log::{Begin, BundleKind};
 
 /// The header of a client that comes back.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -19,7 +19,10 @@ pub const PARAMETERS: [&str; 3] = ["last_event_id", "lastEventId", "from"];
 /// A wish, with where it was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
-    pub begin: Begin,
+    /// `None`: with the bundle.
+    pub begin: Option<Begin>,
+    /// What the URL asks for, at the beginning or, where an id says where that is, after a gap.
+    pub bundle: Option<BundleKind>,
     /// Said by the header `Last-Event-ID`: by a client that comes back.
     pub by_header: bool,
 }
@@ -37,15 +40,24 @@ pub fn begin(headers: &HeaderMap, query: &Query, default: Begin, now: Millis) ->
             by_query = Some(parse_id(text).map_err(|why| Error::id(name, why))?);
         }
     }
-    let from = given(query, "from")?.map(|text| from(text, now)).transpose()?;
-    Ok(match (by_header, by_query, from) {
-        (Some(id), _, _) => Wish { begin: Begin::After(id), by_header: true },
-        (None, Some(id), _) => Wish { begin: Begin::After(id), by_header: false },
-        (None, None, from) => Wish { begin: from.unwrap_or(default), by_header: false },
-    })
+    let (from, bundle) = match given(query, "from")? {
+        None => (Some(default), None),
+        Some("state") => (None, Some(BundleKind::State)),
+        Some("snapshot") => (None, Some(BundleKind::Snapshot)),
+        Some(text) => (Some(from(text, now)?), None),
+    };
+    let begin = match by_header.or(by_query) {
+        Some(id) => Some(Begin::After(id)),
+        None => from,
+    };
+    Ok(Wish { begin, bundle, by_header: by_header.is_some() })
 }
 
-fn header(headers: &HeaderMap) -> Result<Option<EventId>, Error> {
+/// What the header says, if it is given and not empty.
+///
+/// # Errors
+/// When it is malformed, or given twice.
+pub fn header(headers: &HeaderMap) -> Result<Option<EventId>, Error> {
     let mut values = headers.get_all(LAST_EVENT_ID).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -67,7 +79,6 @@ fn from(text: &str, now: Millis) -> Result<Begin, Error> {
     match text {
         "earliest" => return Ok(Begin::Earliest),
         "latest" => return Ok(Begin::Latest),
-        "state" | "snapshot" => return Err(Error::Query(format!("from={text} is not supported yet"))),
         _ => {}
     }
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -89,7 +100,7 @@ fn from(text: &str, now: Millis) -> Result<Begin, Error> {
         return Ok(Begin::Time(now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))));
     }
     Err(Error::Query(format!(
-        "from={:?}: it is earliest, latest, an id, -N for the last N, a time such as 2026-11-22T10:00:00Z, or an age such as 15m",
+        "from={:?}: it is earliest, latest, state, snapshot, an id, -N for the last N, a time such as 2026-11-22T10:00:00Z, or an age such as 15m",
         clip(text)
     )))
 }
@@ -120,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_first_that_is_present_wins() {
-        let begin = |header: Option<&[u8]>, raw: &str| wish(header, raw).unwrap().begin;
+        let begin = |header: Option<&[u8]>, raw: &str| wish(header, raw).unwrap().begin.unwrap();
         assert_eq!(begin(Some(b"7"), "last_event_id=8&from=9"), Begin::After(7));
         assert_eq!(begin(None, "last_event_id=8&from=9"), Begin::After(8));
         assert_eq!(begin(None, "lastEventId=8&from=9"), Begin::After(8));
@@ -133,8 +144,17 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_asks_for_a_bundle_asks_for_it_after_a_gap_too() {
+        let fresh = wish(None, "from=state").unwrap();
+        assert_eq!((fresh.begin, fresh.bundle), (None, Some(BundleKind::State)));
+        let resumed = wish(Some(b"7"), "from=snapshot").unwrap();
+        assert_eq!((resumed.begin, resumed.bundle), (Some(Begin::After(7)), Some(BundleKind::Snapshot)));
+        assert_eq!(wish(Some(b"7"), "from=3").unwrap().bundle, None);
+    }
+
+    #[test]
     fn from_says_it_in_many_ways() {
-        let begin = |raw: &str| wish(None, raw).unwrap().begin;
+        let begin = |raw: &str| wish(None, raw).unwrap().begin.unwrap();
         assert_eq!(begin("from=earliest"), Begin::Earliest);
         assert_eq!(begin("from=latest"), Begin::Latest);
         assert_eq!(begin("from=0"), Begin::After(0));
@@ -173,8 +193,7 @@ mod tests {
             "from=-x",
             "from=-",
             "from=1.5",
-            "from=state",
-            "from=snapshot",
+            "from=states",
             "from=2026-11-22",
             "from=5x",
             "from=1&from=2",

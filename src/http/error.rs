@@ -30,6 +30,8 @@ pub enum Error {
     Id { name: String, why: InvalidId },
     #[error("the header Last-Event-ID is given more than once")]
     IdTwice,
+    #[error("a snapshot says in the header Last-Event-ID at which id it is true")]
+    NoId,
     #[error("{0}")]
     Json(String),
     #[error("the body is not UTF-8: the byte at offset {at} begins no character")]
@@ -49,6 +51,8 @@ pub enum Error {
     NoResource,
     #[error("the topic has no retention of its own; the configured policy holds")]
     NoRetention,
+    #[error("the topic has no snapshot; PUT one there")]
+    NoSnapshot,
     #[error("{method} is not for this resource; it takes {allow}")]
     Method { method: String, allow: &'static str },
     #[error(

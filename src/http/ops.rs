@@ -111,6 +111,9 @@ mod tests {
             "/topics",
             "/topics/a",
             "/topics/a/retention",
+            "/topics/a/state",
+            "/topics/a/snapshot",
+            "/topics/a/close",
         ] {
             for method in Resource::of(path).unwrap().allow().split(", ").filter(|m| *m != "OPTIONS") {
                 assert!(described.contains(&format!("{method} {path}")), "{method} {path} is not described");

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::answer::Body;
 use super::error::Error;
-use crate::log::{AppendError, ReadError, StreamError};
+use crate::event::EventId;
+use crate::log::{AppendError, ReadError, ReadingError, StreamError};
 
 macro_rules! codes {
     ($($name:ident $text:literal $status:ident)+) => {
@@ -91,6 +92,8 @@ pub struct Problem {
     pub detail: String,
     /// For `method_not_allowed`: what the resource takes.
     pub allow: Option<&'static str>,
+    /// For a condition that was not met: the id of the topic's newest retained event, or 0.
+    pub last: Option<EventId>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +103,8 @@ struct Details<'a> {
     status: u16,
     detail: &'a str,
     code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<EventId>,
 }
 
 impl Problem {
@@ -113,6 +118,7 @@ impl Problem {
             status: status.as_u16(),
             detail: &self.detail,
             code: self.code.as_str(),
+            last: self.last,
         };
         // Strings and a number are always valid JSON; were they not, an empty problem would still be one.
         serde_json::to_string(&details).unwrap_or_else(|_| "{}".to_owned())
@@ -142,7 +148,11 @@ impl From<Error> for Problem {
             Error::Method { allow, .. } => Some(*allow),
             _ => None,
         };
-        Self { code: code(&error), detail: error.to_string(), allow }
+        let last = match &error {
+            Error::Append(AppendError::ConditionFailed { last }) => Some(*last),
+            _ => None,
+        };
+        Self { code: code(&error), detail: error.to_string(), allow, last }
     }
 }
 
@@ -158,14 +168,14 @@ fn code(error: &Error) -> Code {
         Error::Pattern { .. } | Error::PatternEncoding => Code::BadPattern,
         Error::Query(_) => Code::BadQuery,
         Error::Header { .. } => Code::BadHeader,
-        Error::Id { .. } | Error::IdTwice => Code::BadId,
+        Error::Id { .. } | Error::IdTwice | Error::NoId => Code::BadId,
         Error::Json(_) => Code::BadJson,
         Error::Utf8 { .. } => Code::BadUtf8,
         Error::EventType(_) => Code::BadEventType,
         Error::Key(_) => Code::BadKey,
         Error::Line { why, .. } => code(why),
         Error::TooLarge { .. } | Error::TooManyEvents { .. } => Code::TooLarge,
-        Error::NoResource | Error::NoRetention => Code::NotFound,
+        Error::NoResource | Error::NoRetention | Error::NoSnapshot => Code::NotFound,
         Error::Method { .. } => Code::MethodNotAllowed,
         Error::NotAcceptable => Code::NotAcceptable,
         Error::Slow(_) => Code::Timeout,
@@ -187,19 +197,29 @@ fn append_code(error: &AppendError) -> Code {
         AppendError::Storage { .. } => Code::StorageFailed,
         AppendError::OutcomeUnknown => Code::OutcomeUnknown,
         AppendError::Closed => Code::Draining,
+        AppendError::TopicClosed { .. } => Code::TopicClosed,
+        AppendError::ConditionFailed { .. } | AppendError::SnapshotOlder { .. } => Code::PreconditionFailed,
+        AppendError::IdempotencyConflict => Code::IdempotencyConflict,
+        AppendError::BeyondTail { .. } => Code::BadId,
     }
 }
 
 fn read_code(error: &ReadError) -> Code {
     match error {
         ReadError::Storage { .. } => Code::StorageFailed,
+        ReadError::TooLarge { .. } => Code::TooLarge,
+        ReadError::Overloaded { .. } => Code::Overloaded,
     }
 }
 
 fn stream_code(error: &StreamError) -> Code {
     match error {
         StreamError::Draining { .. } => Code::Draining,
-        StreamError::Storage { .. } => Code::StorageFailed,
+        StreamError::Reading { source, .. } => match source {
+            ReadingError::Store(_) => Code::StorageFailed,
+            ReadingError::TooLarge => Code::TooLarge,
+            ReadingError::Busy => Code::Overloaded,
+        },
     }
 }
 
@@ -224,7 +244,7 @@ mod tests {
     #[test]
     fn only_503_tells_when_to_come_back() {
         for &code in Code::ALL {
-            let response = Problem { code, detail: String::new(), allow: None }.response();
+            let response = Problem { code, detail: String::new(), allow: None, last: None }.response();
             assert_eq!(response.headers().contains_key(RETRY_AFTER), response.status() == 503, "{code:?}");
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use bytes::Bytes;
 use hyper::body::Body as HttpBody;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 
@@ -13,14 +13,16 @@ use super::body::Bounds;
 use super::error::Error;
 use super::forms::{self, Form, Names};
 use super::query::Query;
+use super::terms::{self, Target};
 use super::{Api, TIDELOG_LOG, answer_json, blocking};
 use crate::event::{EventType, Key, NewEvent};
+use crate::log::{Answer, Terms};
 use crate::topic::Topic;
 
 /// Bodies beyond this are parsed on a blocking thread: at some 300 MB/s this takes a millisecond of an async worker.
 const INLINE_BYTES_MAX: usize = 256 * 1024;
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Publishes the body to `topic`, or, when there is none, each line to the topic that it names.
 pub async fn post<B>(api: &Api, request: &Parts, topic: Option<Topic>, body: B) -> Result<Response<Body>, Error>
@@ -29,28 +31,33 @@ where
     B::Error: Display,
 {
     api.takes_events()?;
-    refuse_unsupported(request)?;
+    let asked = terms::asked(&request.headers, topic.is_some())?;
     let form = form(request, topic.is_some())?;
     let names = names(request, form, topic.as_ref())?;
     let read = api.inner.bodies.read(&request.headers, body, bounds(api, form)).await?;
     let limits = api.inner.options.limits;
     let large = read.bytes.len() > INLINE_BYTES_MAX;
     let bytes = read.bytes;
-    let parse = move || match names {
-        Some(names) if form == Form::Json => forms::json(names, bytes).map(|event| vec![event]),
-        Some(names) => forms::text(names, bytes).map(|event| vec![event]),
-        None => forms::lines(topic.as_ref(), &limits, &bytes),
+    let target = if asked.has_key() { Target::of(request) } else { Target::default() };
+    let parse = move || {
+        let terms = asked.terms(&target, &bytes);
+        let events = match names {
+            Some(names) if form == Form::Json => vec![forms::json(names, bytes)?],
+            Some(names) => vec![forms::text(names, bytes)?],
+            None => forms::lines(topic.as_ref(), &limits, &bytes)?,
+        };
+        Ok::<_, Error>((events, terms))
     };
-    let events = if large { blocking(parse).await? } else { parse() }?;
-    let answer = append(api, form, events).await;
+    let (events, terms) = if large { blocking(parse).await? } else { parse() }?;
+    let answer = append(api, form, events, terms).await;
     // The events came out of the body's share of memory, so it is held until they are in the log.
     drop(read.share);
     answer
 }
 
-async fn append(api: &Api, form: Form, events: Vec<NewEvent>) -> Result<Response<Body>, Error> {
+async fn append(api: &Api, form: Form, events: Vec<NewEvent>, terms: Terms) -> Result<Response<Body>, Error> {
     let count = events.len();
-    let appended = api.inner.log.append(events).await?;
+    let Answer { appended, replayed } = api.inner.log.append_on(events, terms).await?;
     let json = match form {
         Form::Text | Form::Json => format!("{{\"id\":{}}}", appended.first),
         Form::Lines => {
@@ -58,21 +65,13 @@ async fn append(api: &Api, form: Form, events: Vec<NewEvent>) -> Result<Response
         }
     };
     let mut response = answer_json(json);
-    *response.status_mut() = StatusCode::CREATED;
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    } else {
+        *response.status_mut() = StatusCode::CREATED;
+    }
     response.headers_mut().insert(TIDELOG_LOG, api.log_name());
     Ok(response)
-}
-
-/// A condition that would not be kept must not be passed over in silence.
-fn refuse_unsupported(request: &Parts) -> Result<(), Error> {
-    for (header, name) in
-        [(IDEMPOTENCY_KEY, "Idempotency-Key"), (IF_MATCH, "If-Match"), (IF_NONE_MATCH, "If-None-Match")]
-    {
-        if request.headers.contains_key(header) {
-            return Err(Error::Header { name, why: "not supported yet; publish without it".to_owned() });
-        }
-    }
-    Ok(())
 }
 
 fn form(request: &Parts, one_topic: bool) -> Result<Form, Error> {

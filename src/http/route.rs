@@ -21,6 +21,9 @@ pub enum Resource<'a> {
     Topics,
     Topic(&'a str),
     Retention(&'a str),
+    State(&'a str),
+    Snapshot(&'a str),
+    Close(&'a str),
 }
 
 impl<'a> Resource<'a> {
@@ -38,6 +41,9 @@ impl<'a> Resource<'a> {
             _ => match path.strip_prefix("/topics/")?.split_once('/') {
                 None => Self::Topic(path.strip_prefix("/topics/")?),
                 Some((topic, "retention")) => Self::Retention(topic),
+                Some((pattern, "state")) => Self::State(pattern),
+                Some((topic, "snapshot")) => Self::Snapshot(topic),
+                Some((topic, "close")) => Self::Close(topic),
                 Some(_) => return None,
             },
         })
@@ -47,12 +53,18 @@ impl<'a> Resource<'a> {
     #[must_use]
     pub fn allow(self) -> &'static str {
         match self {
-            Self::Page | Self::Healthz | Self::Readyz | Self::Metrics | Self::OpenApi | Self::Events => {
-                "GET, HEAD, OPTIONS"
-            }
+            Self::Page
+            | Self::Healthz
+            | Self::Readyz
+            | Self::Metrics
+            | Self::OpenApi
+            | Self::Events
+            | Self::State(_) => "GET, HEAD, OPTIONS",
             Self::Topics => "GET, HEAD, POST, OPTIONS",
             Self::Topic(_) => "GET, HEAD, POST, DELETE, OPTIONS",
             Self::Retention(_) => "GET, HEAD, PUT, DELETE, OPTIONS",
+            Self::Snapshot(_) => "GET, HEAD, PUT, OPTIONS",
+            Self::Close(_) => "POST, OPTIONS",
         }
     }
 
@@ -63,19 +75,28 @@ impl<'a> Resource<'a> {
     pub fn pattern(self) -> Result<Option<Option<Pattern>>, Error> {
         match self {
             Self::Events => Ok(Some(None)),
-            Self::Topic(segment) => {
-                let text = decode(segment).ok_or(Error::PatternEncoding)?;
-                Pattern::parse(&text).map(|pattern| Some(Some(pattern))).map_err(|why| Error::pattern(&text, why))
-            }
+            Self::Topic(segment) => pattern(segment).map(|pattern| Some(Some(pattern))),
             Self::Page
             | Self::Healthz
             | Self::Readyz
             | Self::Metrics
             | Self::OpenApi
             | Self::Topics
-            | Self::Retention(_) => Ok(None),
+            | Self::Retention(_)
+            | Self::State(_)
+            | Self::Snapshot(_)
+            | Self::Close(_) => Ok(None),
         }
     }
+}
+
+/// The pattern that a path's segment names.
+///
+/// # Errors
+/// When it names none.
+pub fn pattern(segment: &str) -> Result<Pattern, Error> {
+    let text = decode(segment).ok_or(Error::PatternEncoding)?;
+    Pattern::parse(&text).map_err(|why| Error::pattern(&text, why))
 }
 
 /// The topic that a path's segment names.
@@ -100,18 +121,11 @@ mod tests {
     fn paths_name_resources() {
         assert_eq!(Resource::of("/topics/a.b"), Some(Resource::Topic("a.b")));
         assert_eq!(Resource::of("/topics/a/retention"), Some(Resource::Retention("a")));
+        assert_eq!(Resource::of("/topics/a.*/state"), Some(Resource::State("a.*")));
+        assert_eq!(Resource::of("/topics/a/snapshot"), Some(Resource::Snapshot("a")));
+        assert_eq!(Resource::of("/topics/a/close"), Some(Resource::Close("a")));
         assert_eq!(Resource::of("/topics/"), Some(Resource::Topic("")));
-        for unknown in [
-            "",
-            "*",
-            "/x",
-            "/events/",
-            "/topics/a/state",
-            "/topics/a/snapshot",
-            "/topics/a/close",
-            "/topics/a/",
-            "/topics/a/retention/",
-        ] {
+        for unknown in ["", "*", "/x", "/events/", "/topics/a/states", "/topics/a/", "/topics/a/retention/"] {
             assert_eq!(Resource::of(unknown), None, "{unknown}");
         }
     }

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::query::Query;
 use super::{Api, TIDELOG_LOG, now};
 use crate::event::{EventId, EventType};
-use crate::log::{Begin, Page, Start, SubscribeOptions};
+use crate::log::{Begin, BundleKind, Page, Start, SubscribeOptions};
 use crate::sse::{Control, Form, decimal, json_string};
 use crate::topic::{Filter, Pattern};
 
@@ -55,7 +55,7 @@ pub async fn get(api: &Api, request: &Parts, pattern: Option<Pattern>) -> Result
     let log = &api.inner.log;
     // Before the beginning is fixed, so that it never lies beyond the tail that the head tells.
     let last = asked.filter.single_topic().map(|topic| log.last_of(&topic));
-    let start = log.start(&asked.filter, asked.wish.begin).await?;
+    let start = start(api, request, &asked).await?;
     let mut response = match asked.how {
         How::Stream { form, follow } => stream(api, request, &asked, start, form, follow).await?,
         How::Page { limit, wait } => page(api, request, &asked, start, limit, wait).await?,
@@ -64,6 +64,18 @@ pub async fn get(api: &Api, request: &Parts, pattern: Option<Pattern>) -> Result
         response.headers_mut().insert(TIDELOG_LAST, HeaderValue::from(last));
     }
     Ok(response)
+}
+
+/// Where it begins. A request for the head alone has no use for a bundle, which would begin no earlier than the tail.
+async fn start(api: &Api, request: &Parts, Asked { filter, wish, how }: &Asked) -> Result<Start, Error> {
+    let log = &api.inner.log;
+    let start = match (wish.begin, wish.bundle, how) {
+        (None, Some(kind), How::Stream { form, .. }) if request.method != Method::HEAD => {
+            log.start_with(kind, filter, *form).await?
+        }
+        (begin, _, _) => log.start(filter, begin.unwrap_or(Begin::Latest)).await?,
+    };
+    Ok(start)
 }
 
 async fn stream(
@@ -77,14 +89,16 @@ async fn stream(
     let log = &api.inner.log;
     let mut response = Response::new(Body::empty());
     positions(api, response.headers_mut(), start.earliest, start.tail);
-    if asked.wish.by_header && !follow && !log.owes(&asked.filter, &start).await? {
+    let ends = !follow || log.closed(&asked.filter).is_some();
+    if asked.wish.by_header && ends && !log.owes(&asked.filter, &start).await? {
         *response.status_mut() = StatusCode::NO_CONTENT;
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         return Ok(response);
     }
     stream_headers(response.headers_mut(), form);
     if request.method != Method::HEAD {
-        let options = SubscribeOptions { form, heartbeat: api.inner.options.heartbeat, follow };
+        let (heartbeat, bundle) = (api.inner.options.heartbeat, asked.wish.bundle);
+        let options = SubscribeOptions { form, heartbeat, follow, bundle };
         let subscription = log.subscribe(&asked.filter, start, options);
         *response.body_mut() = Body::follow(framing(api, request, form), subscription);
     }
@@ -127,10 +141,12 @@ pub async fn send_away(
     let How::Stream { form, .. } = how else { return Ok(problem.response()) };
     // The stream's id is what the client comes back with, so it is where it wished to begin.
     let cursor = match wish.begin {
-        Begin::After(id) => id,
-        Begin::At(id) => id.saturating_sub(1),
-        Begin::Earliest | Begin::Latest | Begin::Last(_) | Begin::Time(_) => {
-            api.inner.log.start(&filter, wish.begin).await?.cursor
+        // It has had nothing of its bundle: it is to come back as it came.
+        None => None,
+        Some(Begin::After(id)) => Some(id),
+        Some(Begin::At(id)) => Some(id.saturating_sub(1)),
+        Some(begin @ (Begin::Earliest | Begin::Latest | Begin::Last(_) | Begin::Time(_))) => {
+            Some(api.inner.log.start(&filter, begin).await?.cursor)
         }
     };
     let mut response = Response::new(Body::sent_away(framing(api, request, form), cursor, problem));
@@ -174,7 +190,16 @@ fn asked(request: &Parts, pattern: Option<Pattern>) -> Result<Asked, Error> {
     };
     let default = if matches!(how, How::Page { .. }) { Begin::Earliest } else { Begin::Latest };
     let wish = begin::begin(&request.headers, &query, default, now())?;
-    Ok(Asked { filter: Arc::new(filter(&query, pattern)?), wish, how })
+    let filter = filter(&query, pattern)?;
+    match wish.bundle {
+        Some(_) if matches!(how, How::Page { .. }) => {
+            Err(Error::Query("from=state and from=snapshot are for streams; a page has no bundle".to_owned()))
+        }
+        Some(BundleKind::Snapshot) if filter.single_topic().is_none() => {
+            Err(Error::Query("from=snapshot is for one topic, without wildcards".to_owned()))
+        }
+        _ => Ok(Asked { filter: Arc::new(filter), wish, how }),
+    }
 }
 
 fn form(answer: Answer, query: &Query) -> Result<Form, Error> {
@@ -230,6 +255,10 @@ fn page_json(page: &Page, log: &str) -> Vec<u8> {
         out.extend_from_slice(b",\"gap\":");
         Control::Gap { requested: gap.requested, earliest: gap.earliest, reason: gap.reason }.json(&mut out);
     }
+    if let Some(last) = page.closed {
+        out.extend_from_slice(b",\"closed\":");
+        Control::Closed { last }.json(&mut out);
+    }
     out.push(b'}');
     out
 }
@@ -250,10 +279,10 @@ mod tests {
     fn every_form_has_its_own_parameters_and_defaults() {
         let stream = ask("text/event-stream", "/topics/a", Some("a")).unwrap();
         assert_eq!(stream.how, How::Stream { form: Form::Sse, follow: true });
-        assert_eq!(stream.wish.begin, Begin::Latest);
+        assert_eq!(stream.wish.begin, Some(Begin::Latest));
         let page = ask("application/json", "/topics/a", Some("a")).unwrap();
         assert_eq!(page.how, How::Page { limit: 100, wait: Duration::ZERO });
-        assert_eq!(page.wish.begin, Begin::Earliest);
+        assert_eq!(page.wish.begin, Some(Begin::Earliest));
         let lines = ask("application/x-ndjson", "/topics/a?follow=false", Some("a")).unwrap();
         assert_eq!(lines.how, How::Stream { form: Form::Lines, follow: false });
         let envelope = ask("*/*", "/topics/a?envelope=json", Some("a")).unwrap();
@@ -276,6 +305,7 @@ mod tests {
             ("application/json", "limit=1001"),
             ("application/json", "wait=61s"),
             ("application/json", "from=state"),
+            ("application/json", "from=snapshot"),
         ] {
             let refused = ask(accept, &format!("/topics/a?{query}"), Some("a"));
             assert!(matches!(refused, Err(Error::Query(_))), "{accept} {query}");
@@ -295,8 +325,30 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_of_one_topic() {
+        assert!(ask("*/*", "/topics/a?from=snapshot", Some("a")).is_ok());
+        assert!(ask("*/*", "/events?topic=a&from=snapshot", None).is_ok());
+        for (target, pattern) in [
+            ("/topics/*?from=snapshot", Some("*")),
+            ("/events?from=snapshot", None),
+            ("/events?topic=a&topic=b&from=snapshot", None),
+        ] {
+            assert!(matches!(ask("*/*", target, pattern), Err(Error::Query(_))), "{target}");
+        }
+        assert!(ask("*/*", "/topics/*?from=state", Some("*")).is_ok());
+    }
+
+    #[test]
     fn a_page_tells_its_place_and_its_gap() {
-        let mut page = Page { events: b"{\"id\":57}".to_vec(), count: 1, next: 58, gap: None, earliest: 1, tail: 90 };
+        let mut page = Page {
+            events: b"{\"id\":57}".to_vec(),
+            count: 1,
+            next: 58,
+            gap: None,
+            closed: None,
+            earliest: 1,
+            tail: 90,
+        };
         assert_eq!(
             String::from_utf8(page_json(&page, "x")).unwrap(),
             "{\"events\":[{\"id\":57}],\"next\":58,\"earliest\":1,\"tail\":90,\"log\":\"x\"}"
@@ -304,5 +356,8 @@ mod tests {
         page.gap = Some(Gap { requested: 4, earliest: 57, reason: GapReason::Trimmed });
         let json: serde_json::Value = serde_json::from_slice(&page_json(&page, "x")).unwrap();
         assert_eq!(json["gap"], serde_json::json!({"requested": 4, "earliest": 57, "reason": "trimmed"}));
+        page.closed = Some(57);
+        let json: serde_json::Value = serde_json::from_slice(&page_json(&page, "x")).unwrap();
+        assert_eq!(json["closed"], serde_json::json!({"last": 57}));
     }
 }

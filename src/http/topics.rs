@@ -1,27 +1,28 @@
-//! `GET /topics`, `DELETE /topics/{topic}` and `/topics/{topic}/retention`: what topics there are, and what they keep.
+//! `GET /topics`, `DELETE /topics/{topic}`, `/topics/{topic}/close` and `/topics/{topic}/retention`: what topics there are, how they end,
+//! and what they keep.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytesize::ByteSize;
+use hyper::Response;
 use hyper::body::Body as HttpBody;
 use hyper::http::request::Parts;
-use hyper::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Body;
 use super::body::Bounds;
 use super::error::Error;
 use super::query::Query;
-use super::{Api, answer_json};
+use super::{Api, answer_json, no_content};
 use crate::event::{EventId, Millis, parse_id};
 use crate::log::{Limits, TopicInfo};
 use crate::topic::Topic;
 
 const LIST: usize = 100;
 const LIST_MAX: usize = 1_000;
-/// A policy is three members; what is larger is none.
+/// A policy is four members; what is larger is none.
 const RETENTION_BYTES_MAX: u64 = 4 * 1024;
 
 #[derive(Serialize)]
@@ -86,6 +87,14 @@ pub async fn delete(api: &Api, request: &Parts, topic: &Topic) -> Result<Respons
     Ok(no_content())
 }
 
+/// Ends a topic. What the body says, if it says anything, is not read.
+pub async fn close(api: &Api, request: &Parts, topic: &Topic) -> Result<Response<Body>, Error> {
+    api.takes_events()?;
+    Query::parse(request.uri.query())?.only("closing a topic", &[])?;
+    api.inner.log.close_topic(topic).await?;
+    Ok(no_content())
+}
+
 /// The topic's own retention.
 pub fn retention(api: &Api, request: &Parts, topic: &Topic) -> Result<Response<Body>, Error> {
     Query::parse(request.uri.query())?.only("retention", &[])?;
@@ -104,7 +113,7 @@ where
     let bounds = Bounds {
         bytes_max: RETENTION_BYTES_MAX,
         what: "the retention",
-        option: "it has at most three members",
+        option: "it has at most four members",
         time: api.inner.options.request_timeout,
     };
     let read = api.inner.bodies.read(&request.headers, body, bounds).await?;
@@ -120,19 +129,13 @@ pub async fn forget_retention(api: &Api, request: &Parts, topic: &Topic) -> Resu
     Ok(no_content())
 }
 
-fn no_content() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(clippy::struct_field_names, reason = "the names that stand on the wire")]
 struct Written {
     max_events: Option<u64>,
     max_age: Option<Quantity>,
     max_bytes: Option<Quantity>,
+    trim_to_snapshot: Option<bool>,
 }
 
 /// A plain number, or one with its unit.
@@ -146,15 +149,17 @@ enum Quantity {
 fn parse_retention(body: &[u8]) -> Result<Limits, Error> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Error::Json(
-            "a retention is a JSON object with max_events, max_age and max_bytes, each optional".to_owned(),
+            "a retention is a JSON object with max_events, max_age, max_bytes and trim_to_snapshot, each optional"
+                .to_owned(),
         ));
     }
-    let Written { max_events, max_age, max_bytes } =
+    let Written { max_events, max_age, max_bytes, trim_to_snapshot } =
         serde_json::from_slice(body).map_err(|e| Error::Json(format!("the body is no retention: {e}")))?;
     Ok(Limits {
         max_events: max_events.unwrap_or(0),
         max_age: max_age.map(age).transpose()?.unwrap_or(0),
         max_bytes: max_bytes.map(size).transpose()?.unwrap_or(0),
+        trim_to_snapshot: trim_to_snapshot.unwrap_or(false),
     })
 }
 
@@ -180,8 +185,9 @@ fn size(quantity: Quantity) -> Result<u64, Error> {
 }
 
 fn retention_json(limits: &Limits) -> String {
-    let Limits { max_events, max_age, max_bytes } = limits;
-    format!("{{\"max_events\":{max_events},\"max_age\":\"{}\",\"max_bytes\":{max_bytes}}}", written(*max_age))
+    let Limits { max_events, max_age, max_bytes, trim_to_snapshot } = limits;
+    let rule = if *trim_to_snapshot { ",\"trim_to_snapshot\":true" } else { "" };
+    format!("{{\"max_events\":{max_events},\"max_age\":\"{}\",\"max_bytes\":{max_bytes}{rule}}}", written(*max_age))
 }
 
 /// A duration as the configuration writes it: `7d`, `1h30m`, `0s`.
@@ -207,11 +213,11 @@ mod tests {
         assert_eq!(parse("{}").unwrap(), Limits::default());
         assert_eq!(
             parse("{\"max_events\":10,\"max_age\":\"7d\",\"max_bytes\":\"10GiB\"}").unwrap(),
-            Limits { max_events: 10, max_age: 604_800_000, max_bytes: 10 << 30 }
+            Limits { max_events: 10, max_age: 604_800_000, max_bytes: 10 << 30, ..Limits::default() }
         );
         assert_eq!(
             parse(" {\"max_age\":60,\"max_bytes\":4096,\"max_events\":null}").unwrap(),
-            Limits { max_events: 0, max_age: 60_000, max_bytes: 4096 }
+            Limits { max_events: 0, max_age: 60_000, max_bytes: 4096, ..Limits::default() }
         );
         for bad in [
             "",
@@ -233,9 +239,9 @@ mod tests {
     fn what_is_given_back_can_be_put_again() {
         for limits in [
             Limits::default(),
-            Limits { max_events: 1, max_age: 604_800_000, max_bytes: 3 },
-            Limits { max_events: 1, max_age: 5_400_001, max_bytes: 3 },
-            Limits { max_events: u64::MAX, max_age: u64::MAX, max_bytes: u64::MAX },
+            Limits { max_events: 1, max_age: 604_800_000, max_bytes: 3, ..Limits::default() },
+            Limits { max_events: 1, max_age: 5_400_001, max_bytes: 3, trim_to_snapshot: true },
+            Limits { max_events: u64::MAX, max_age: u64::MAX, max_bytes: u64::MAX, ..Limits::default() },
         ] {
             assert_eq!(parse_retention(retention_json(&limits).as_bytes()).unwrap(), limits);
         }

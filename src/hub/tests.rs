@@ -322,14 +322,14 @@ fn skipped_ids_are_behind_everyone() {
     let (a, b) = (attach(&mut hub, "a"), attach(&mut hub, "a"));
     push(&mut hub, &["a"]);
     assert!(is_edge(&place(&mut hub, a, 1, 1)));
-    hub.skip_to(9);
+    assert_eq!(hub.skip_to(9), NOBODY);
     hub.raise_floors(|_| Floor { id: 9, reason: GapReason::Lost });
     assert_eq!((hub.tail(), hub.passed(a), hub.ring_bytes()), (9, 9, 0));
     assert!(matches!(place(&mut hub, b, 0, 2), Place::Disk { upto: 9 }));
     assert_eq!(hub.floor(b), Floor { id: 9, reason: GapReason::Lost });
     assert_eq!(push(&mut hub, &["a"]), [1]);
     assert_eq!(ids(&place(&mut hub, a, 9, 1)), [10]);
-    hub.skip_to(4);
+    assert_eq!(hub.skip_to(4), NOBODY);
     assert_eq!(hub.tail(), 10, "never back");
 }
 
@@ -395,4 +395,42 @@ fn a_drain_wakes_all_and_nothing_more_comes() {
     assert_eq!(hub.drain(), NOBODY);
     hub.detach(b);
     assert_eq!(hub.subscribers(), 1);
+}
+
+#[test]
+fn who_waits_for_a_tail_is_woken_when_it_is_there() {
+    let mut hub = hub();
+    assert!(!hub.has_reached(2, || 7));
+    assert!(!hub.has_reached(4, || 8));
+    assert_eq!(push(&mut hub, &["a"]), NOBODY);
+    assert_eq!(push(&mut hub, &["a", "a"]), [7]);
+    assert!(hub.has_reached(3, || 9));
+    assert_eq!(hub.skip_to(5), [8]);
+    assert!(!hub.has_reached(6, || 10));
+    assert_eq!(hub.drain(), [10]);
+    assert!(hub.has_reached(6, || 11), "nobody waits for what never comes");
+}
+
+#[test]
+fn at_the_end_of_closed_topics_nothing_is_waited_for() {
+    let mut hub = hub();
+    let both = Arc::new(Filter::new(vec![Pattern::parse("a").unwrap(), Pattern::parse("b").unwrap()], vec![]));
+    let (a, wild) = (attach(&mut hub, "a"), attach(&mut hub, "*"));
+    let (both, _) = hub.attach(&both, 0, hub.trims());
+    let slow = attach(&mut hub, "a");
+    push(&mut hub, &["a", "b"]);
+    assert!(is_edge(&place(&mut hub, a, 2, 1)) && is_edge(&place(&mut hub, both, 2, 2)));
+    assert!(is_edge(&place(&mut hub, wild, 2, 3)));
+    // Of the filter for both, `b` is still open.
+    assert_eq!(hub.close("a", |filter| filter.single_topic().map(|_| 1)), [1]);
+    assert!(matches!(place(&mut hub, a, 2, 1), Place::Closed { last: 1, tail: 2 }));
+    assert!(is_edge(&place(&mut hub, both, 2, 2)));
+    assert_eq!(hub.close("b", |_| Some(2)), [2]);
+    assert_eq!(ids(&place(&mut hub, slow, 0, 4)), [1, 2], "what it is still owed comes first");
+    assert!(matches!(place(&mut hub, slow, 2, 4), Place::Closed { last: 1, tail: 2 }));
+    assert!(matches!(place(&mut hub, both, 2, 2), Place::Closed { last: 2, tail: 2 }));
+    assert!(is_edge(&place(&mut hub, wild, 2, 3)), "topics may still come");
+    let late = attach(&mut hub, "a");
+    hub.mark_closed(late, 1);
+    assert!(matches!(place(&mut hub, late, 2, 1), Place::Closed { last: 1, tail: 2 }));
 }

@@ -17,13 +17,13 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::queue::Requests;
-use super::{Appended, Sequencer};
-use crate::event::{Event, EventRef, EventType, Key, Millis, NewEvent};
+use super::{Commit, Outcome, Sequencer, Terms};
+use crate::event::{EventId, Millis, NewEvent};
 use crate::hub::Hub;
 use crate::hub::wake::{self, Wake};
 use crate::metrics::Metrics;
 use crate::sse::GapReason;
-use crate::store::{Durability, Floor, Limits, Scan, Store, StoreError, Trim};
+use crate::store::{Durability, Floor, Limits, Scan, Snapshot, Store, StoreError, Trim};
 use crate::topic::{Filter, Topic};
 
 /// How often room on the disk is looked at while nothing is published, a failed store is tried again, and, with
@@ -34,8 +34,25 @@ const TICK: Duration = Duration::from_secs(1);
 pub enum Request {
     Append {
         events: Vec<NewEvent>,
-        answer: oneshot::Sender<Result<Appended, StoreError>>,
+        terms: Terms,
+        answer: oneshot::Sender<Result<Outcome, StoreError>>,
         permit: OwnedSemaphorePermit,
+    },
+    /// Removes a topic's events, keys and snapshot.
+    Delete {
+        topic: Topic,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// Ends a topic.
+    Close {
+        topic: Topic,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// Keeps a snapshot.
+    Keep {
+        topic: Topic,
+        snapshot: Snapshot,
+        answer: oneshot::Sender<Result<Kept, StoreError>>,
     },
     Trim {
         trims: Vec<Trim>,
@@ -52,6 +69,20 @@ pub enum Request {
     },
 }
 
+/// What became of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    Yes,
+    /// The one that is kept is true at this later id.
+    Older {
+        than: EventId,
+    },
+    /// It lies beyond the tail, which is this.
+    Beyond {
+        tail: EventId,
+    },
+}
+
 /// Why writing is refused just now; `None` when it is not.
 pub type Refusal = Arc<RwLock<Option<StoreError>>>;
 
@@ -60,6 +91,10 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub hub: Arc<Mutex<Hub<Wake>>>,
     pub durability: Durability,
+    /// Milliseconds for which publishes are remembered under their idempotency keys.
+    pub dedupe_window: Millis,
+    /// Most keys that are remembered.
+    pub dedupe_keys_max: u64,
     pub clock: fn() -> Millis,
     pub refusal: Refusal,
     pub metrics: Arc<Metrics>,
@@ -70,7 +105,7 @@ pub struct Parts {
 /// # Errors
 /// When the system has no thread to give.
 pub fn start(parts: Parts) -> std::io::Result<(Requests, JoinHandle<()>)> {
-    let sequencer = Sequencer::new(parts.store.tail(), parts.store.last_time());
+    let sequencer = Sequencer::new(parts.store.tail(), parts.store.last_time(), parts.dedupe_window);
     let refusal = parts.refusal.clone();
     let writer = Writer { parts, sequencer, last_tick: Instant::now(), unsynced: false };
     let requests = Requests::new(Box::new(writer), refusal);
@@ -79,7 +114,7 @@ pub fn start(parts: Parts) -> std::io::Result<(Requests, JoinHandle<()>)> {
     Ok((requests, thread))
 }
 
-type Ticket = (oneshot::Sender<Result<Appended, StoreError>>, OwnedSemaphorePermit);
+type Ticket = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);
 
 struct Writer {
     parts: Parts,
@@ -93,7 +128,9 @@ impl Writer {
     fn work(&mut self, requests: &mut Vec<Request>) -> ControlFlow<()> {
         for request in requests.drain(..) {
             match request {
-                Request::Append { events, answer, permit } => self.sequencer.submit((answer, permit), events),
+                Request::Append { events, terms, answer, permit } => {
+                    self.sequencer.submit((answer, permit), events, terms);
+                }
                 other => {
                     self.commit_all();
                     self.other(other)?;
@@ -120,7 +157,16 @@ impl Writer {
     fn other(&mut self, request: Request) -> ControlFlow<()> {
         match request {
             Request::Append { .. } => unreachable!("appends are submitted where they are taken"),
-            Request::Trim { trims, answer } => drop(answer.send(self.trim(&trims))),
+            Request::Trim { trims, answer } => {
+                let done = self.parts.store.raise_floors(&trims);
+                drop(answer.send(self.publish_floors(done)));
+            }
+            Request::Delete { topic, answer } => {
+                let done = self.parts.store.delete_topic(&topic).map(|rose| rose.into_iter().collect());
+                drop(answer.send(self.publish_floors(done)));
+            }
+            Request::Close { topic, answer } => drop(answer.send(self.close(&topic))),
+            Request::Keep { topic, snapshot, answer } => drop(answer.send(self.keep(&topic, &snapshot))),
             Request::Retain { topic, limits, answer } => {
                 let done = self.parts.store.set_retention(&topic, limits);
                 self.note(&done);
@@ -142,26 +188,39 @@ impl Writer {
             self.refuse_all(&error);
             return;
         }
-        while let Some(batch) = self.sequencer.next((self.parts.clock)()) {
-            let bytes = batch.iter().map(|e| e.data.len() as u64).sum();
-            let begun = Instant::now();
-            let done = self.parts.store.room(bytes).and_then(|()| self.parts.store.append(&batch));
-            if let Err(error) = done {
-                tracing::error!(%error, "a commit failed; publishes are refused until writing works again");
-                *self.parts.refusal.write() = Some(error.clone());
-                self.refuse_all(&error);
-                return;
+        let store = self.parts.store.clone();
+        while let Some(Commit { events, remembered }) = self.sequencer.next((self.parts.clock)(), &*store) {
+            if !events.is_empty() {
+                let bytes = events.iter().map(|e| e.data.len() as u64).sum();
+                let begun = Instant::now();
+                if let Err(error) = store.room(bytes).and_then(|()| store.commit(&events, &remembered)) {
+                    tracing::error!(%error, "a commit failed; publishes are refused until writing works again");
+                    *self.parts.refusal.write() = Some(error.clone());
+                    self.refuse_all(&error);
+                    return;
+                }
+                self.parts.metrics.committed(events.len() as u64, bytes, begun.elapsed());
+                self.unsynced = true;
             }
-            self.parts.metrics.committed(batch.len() as u64, bytes, begun.elapsed());
-            self.unsynced = true;
-            let answers = self.sequencer.settled(&batch);
-            let wakes = self.parts.hub.lock().push(batch);
-            for ((answer, permit), appended) in answers {
+            let answers = self.sequencer.settled(&events);
+            let wakes = self.parts.hub.lock().push(events);
+            for ((answer, permit), outcome) in answers {
                 drop(permit);
-                drop(answer.send(Ok(appended)));
+                drop(answer.send(outcome));
             }
             wake::all(wakes);
+            if !remembered.is_empty() {
+                self.forget_keys();
+            }
         }
+    }
+
+    /// Forgets the idempotency keys that are older than the window, and the oldest where there are too many.
+    fn forget_keys(&self) {
+        let Parts { store, metrics, clock, dedupe_window, dedupe_keys_max, .. } = &self.parts;
+        let early = store.forget_keys(clock().saturating_sub(*dedupe_window), *dedupe_keys_max);
+        metrics.keys_forgotten_early.inc_by(early);
+        metrics.keys_remembered.set(store.keys_remembered());
     }
 
     fn refuse_all(&mut self, error: &StoreError) {
@@ -184,6 +243,7 @@ impl Writer {
     }
 
     fn tick(&mut self) {
+        self.forget_keys();
         if self.unsynced && self.parts.durability == Durability::Interval {
             self.unsynced = false;
             let done = self.parts.store.sync();
@@ -200,7 +260,7 @@ impl Writer {
         }
     }
 
-    fn note(&self, done: &Result<(), StoreError>) {
+    fn note<T>(&self, done: &Result<T, StoreError>) {
         if let Err(error) = done {
             tracing::error!(%error, "publishes are refused until writing works again");
             *self.parts.refusal.write() = Some(error.clone());
@@ -223,18 +283,43 @@ impl Writer {
         }
     }
 
-    fn trim(&mut self, trims: &[Trim]) -> Result<(), StoreError> {
-        let done = self.parts.store.raise_floors(trims);
-        let rose = match done {
-            Ok(rose) => rose,
-            Err(error) => {
-                self.note(&Err(error.clone()));
-                return Err(error);
-            }
-        };
+    /// Readers are told of the floors that rose; then what lies below them may go.
+    fn publish_floors(&mut self, rose: Result<Vec<Trim>, StoreError>) -> Result<(), StoreError> {
+        let rose = rose.inspect_err(|error| self.note::<()>(&Err(error.clone())))?;
         tell_floors(&mut self.parts.hub.lock(), rose);
         self.parts.store.floors_published();
         Ok(())
+    }
+
+    fn close(&mut self, topic: &Topic) -> Result<(), StoreError> {
+        let Parts { store, hub, .. } = &self.parts;
+        self.may_take()?;
+        let done = store.close_topic(topic);
+        self.note(&done);
+        done?;
+        let wakes = hub.lock().close(topic.as_str(), |filter| store.closed(filter));
+        wake::all(wakes);
+        Ok(())
+    }
+
+    fn keep(&mut self, topic: &Topic, snapshot: &Snapshot) -> Result<Kept, StoreError> {
+        let store = &self.parts.store;
+        let tail = self.parts.hub.lock().tail();
+        if snapshot.at > tail {
+            return Ok(Kept::Beyond { tail });
+        }
+        if let Some(kept) = store.snapshot_at(topic.as_str()).filter(|kept| *kept > snapshot.at) {
+            return Ok(Kept::Older { than: kept });
+        }
+        self.may_take()?;
+        let done = store.room(snapshot.body.len() as u64).and_then(|()| store.put_snapshot(topic, snapshot));
+        self.note(&done);
+        done.map(|()| Kept::Yes)
+    }
+
+    /// While writing is refused, nothing that would add to the log is tried.
+    fn may_take(&self) -> Result<(), StoreError> {
+        self.parts.refusal.read().clone().map_or(Ok(()), Err)
     }
 }
 
@@ -268,7 +353,7 @@ pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)
     while after < tail {
         let mut found = Vec::new();
         after = store.scan(Scan { filter: &all, after, upto: tail }, &mut |event| {
-            found.extend(owned(event));
+            found.extend(event.to_owned());
             ControlFlow::Continue(())
         })?;
         let wakes = hub.lock().push(found);
@@ -277,19 +362,9 @@ pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)
     // In one hold of the lock: who reads over the skipped ids must know of them by then. And filter by filter: one topic's floor is
     // no reason to forget, or to miss, what the ring holds of others.
     let mut hub = hub.lock();
-    hub.skip_to(tail);
+    let wakes = hub.skip_to(tail);
     hub.raise_floors(|filter| store.floor(filter));
+    drop(hub);
+    wake(wakes);
     Ok(())
-}
-
-/// An owned copy of an event that the store gave; `None` where its names are not valid, which the store has checked.
-fn owned(event: &EventRef<'_>) -> Option<Event> {
-    Some(Event {
-        id: event.id,
-        topic: Topic::parse(event.topic).ok()?,
-        event: event.event.and_then(|t| EventType::parse(t).ok().flatten()),
-        key: event.key.and_then(|k| Key::parse(k).ok()),
-        time: event.time,
-        data: event.data.into(),
-    })
 }

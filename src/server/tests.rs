@@ -82,7 +82,7 @@ impl Handle for Fake {
             _ if peer.turned_away => Body::full("turned away"),
             "/read" => Body::full(request.into_body().collect().await.unwrap().to_bytes().len().to_string()),
             "/early" => Body::full("early"),
-            "/away" => Body::sent_away(framing, 7, &StreamError::Draining { cursor: 7 }.into()),
+            "/away" => Body::sent_away(framing, Some(7), &StreamError::Draining { cursor: 7 }.into()),
             "/hang" => std::future::pending().await,
             _ => Body::stream(framing, self.source(&path)),
         });

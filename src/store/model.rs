@@ -1,14 +1,16 @@
 //! The model store: the same face in memory, plain enough to be right by reading it. Tests judge the real store by it, and drive
 //! the real state machines over it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Back, Floor, Limits, Policy, SCAN_RECORDS_MAX, Scan, Store, StoreError, TopicStats, Trim};
-use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
+use super::{
+    Back, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError, TopicStats, Trim,
+};
+use crate::event::{Digest, Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
 
@@ -38,6 +40,12 @@ struct State {
     hole: EventId,
     lasts: BTreeMap<Topic, EventId>,
     retention: BTreeMap<Topic, Limits>,
+    /// The newest event of each topic and key.
+    keyed: BTreeMap<(Topic, Key), Event>,
+    snapshots: BTreeMap<Topic, Snapshot>,
+    closed: BTreeMap<Topic, EventId>,
+    /// In the order in which they were remembered.
+    remembered: VecDeque<Remembered>,
     failing: Failing,
     unreadable: bool,
     /// How many ids the next reopening skips.
@@ -45,6 +53,35 @@ struct State {
 }
 
 impl State {
+    /// The topics of which something is remembered.
+    fn known(&self) -> BTreeSet<&Topic> {
+        let keyed = self.keyed.keys().map(|(topic, _)| topic);
+        let marked = self.retention.keys().chain(self.snapshots.keys()).chain(self.closed.keys());
+        self.lasts.keys().chain(marked).chain(keyed).collect()
+    }
+
+    /// Raises a topic's floor, and gives it where it rose.
+    fn raise(&mut self, topic: &Topic, upto: EventId) -> Option<Trim> {
+        let upto = upto.min(self.lasts.get(topic).copied().unwrap_or(0));
+        let floor = self.floors.get(topic).copied().unwrap_or(0);
+        if upto <= floor.max(self.log_floor) {
+            return None;
+        }
+        self.floors.insert(topic.clone(), upto);
+        Some(Trim { topic: Some(topic.clone()), upto })
+    }
+
+    /// Keeps the newest event of each key.
+    fn keep(&mut self, event: &Event) {
+        let Some(key) = &event.key else { return };
+        let place = (event.topic.clone(), key.clone());
+        if event.data.is_empty() {
+            self.keyed.remove(&place);
+        } else {
+            self.keyed.insert(place, event.clone());
+        }
+    }
+
     /// What no floor has reached, be it published or not.
     fn retained(&self) -> impl DoubleEndedIterator<Item = &Event> {
         let floor = |topic| self.floors.get(topic).copied().unwrap_or(0);
@@ -121,7 +158,7 @@ impl Store for ModelStore {
         self.state.lock().last_time
     }
 
-    fn append(&self, events: &[Event]) -> Result<(), StoreError> {
+    fn commit(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         let failed = Err(StoreError::Io { doing: "writing", cause: "the model was told to fail".into() });
         if state.failing == Failing::Unwritten {
@@ -130,10 +167,83 @@ impl Store for ModelStore {
         for event in events {
             assert!(event.id > state.tail && event.time >= state.last_time, "ids rise and times do not fall");
             (state.tail, state.last_time) = (event.id, event.time);
+            assert!(!state.closed.contains_key(&event.topic), "nothing is appended to a topic that was closed");
             state.lasts.insert(event.topic.clone(), event.id);
+            state.keep(event);
             state.events.insert(event.id, event.clone());
         }
+        state.remembered.extend(remembered);
         if state.failing == Failing::Written { failed } else { Ok(()) }
+    }
+
+    fn remembered(&self, key: Digest) -> Result<Option<Remembered>, StoreError> {
+        Ok(self.state.lock().remembered.iter().rfind(|r| r.key == key).copied())
+    }
+
+    fn forget_keys(&self, before: Millis, most: u64) -> u64 {
+        let mut state = self.state.lock();
+        while state.remembered.front().is_some_and(|oldest| oldest.time < before) {
+            state.remembered.pop_front();
+        }
+        let beyond = (state.remembered.len() as u64).saturating_sub(most);
+        for _ in 0..beyond {
+            state.remembered.pop_front();
+        }
+        beyond
+    }
+
+    fn keys_remembered(&self) -> u64 {
+        self.state.lock().remembered.len() as u64
+    }
+
+    fn close_topic(&self, topic: &Topic) -> Result<EventId, StoreError> {
+        let mut state = self.state.lock();
+        let last = state.lasts.get(topic).copied().unwrap_or(0);
+        Ok(*state.closed.entry(topic.clone()).or_insert(last))
+    }
+
+    fn closed_at(&self, topic: &str) -> Option<EventId> {
+        let state = self.state.lock();
+        state.closed.iter().find(|(t, _)| t.as_str() == topic).map(|(_, &last)| last)
+    }
+
+    fn delete_topic(&self, topic: &Topic) -> Result<Option<Trim>, StoreError> {
+        let mut state = self.state.lock();
+        state.keyed.retain(|(t, _), _| t != topic);
+        state.snapshots.remove(topic);
+        Ok(state.raise(topic, EventId::MAX))
+    }
+
+    fn state(
+        &self,
+        filter: &Filter,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError> {
+        let state = self.state.lock();
+        if state.unreadable {
+            return Err(StoreError::Io { doing: "reading", cause: "the model was told to fail".into() });
+        }
+        for event in state.keyed.values().filter(|event| matches(filter, event)) {
+            if each(&event.as_ref()).is_break() {
+                break;
+            }
+        }
+        Ok(state.tail)
+    }
+
+    fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.state.lock().snapshots.insert(topic.clone(), snapshot.clone());
+        Ok(())
+    }
+
+    fn snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError> {
+        let state = self.state.lock();
+        Ok(state.snapshots.iter().find(|(t, _)| t.as_str() == topic).map(|(_, snapshot)| snapshot.clone()))
+    }
+
+    fn snapshot_at(&self, topic: &str) -> Option<EventId> {
+        let state = self.state.lock();
+        state.snapshots.iter().find(|(t, _)| t.as_str() == topic).map(|(_, snapshot)| snapshot.at)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -170,14 +280,7 @@ impl Store for ModelStore {
                         rose.push(Trim { topic: None, upto });
                     }
                 }
-                Some(topic) => {
-                    let upto = trim.upto.min(state.lasts.get(topic).copied().unwrap_or(0));
-                    let floor = state.floors.get(topic).copied().unwrap_or(0);
-                    if upto > floor.max(state.log_floor) {
-                        state.floors.insert(topic.clone(), upto);
-                        rose.push(Trim { topic: Some(topic.clone()), upto });
-                    }
-                }
+                Some(topic) => rose.extend(state.raise(topic, trim.upto)),
             }
         }
         Ok(rose)
@@ -210,6 +313,9 @@ impl Store for ModelStore {
         for topic in state.lasts.keys() {
             let limits = state.retention.get(topic).copied().unwrap_or_else(|| policy.for_topic(topic.as_str()));
             let upto = over(state.retained().filter(|e| e.topic == *topic), &limits, now);
+            let covered = state.snapshots.get(topic).filter(|_| limits.trim_to_snapshot).map_or(0, |s| s.at);
+            let newest = state.retained().rfind(|e| e.topic == *topic && e.id <= covered).map_or(0, |e| e.id);
+            let upto = upto.max(newest);
             trims.push(Trim { topic: Some(topic.clone()), upto });
         }
         trims.retain(|trim| trim.upto > 0);
@@ -292,20 +398,17 @@ impl Store for ModelStore {
     }
 
     fn topic_count(&self) -> u64 {
-        let state = self.state.lock();
-        (state.lasts.len() + state.retention.keys().filter(|t| !state.lasts.contains_key(*t)).count()) as u64
+        self.state.lock().known().len() as u64
     }
 
     fn has_topic(&self, topic: &str) -> bool {
-        let state = self.state.lock();
-        state.lasts.contains_key(topic) || state.retention.contains_key(topic)
+        self.state.lock().known().iter().any(|t| t.as_str() == topic)
     }
 
     fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
         let state = self.state.lock();
-        let known: BTreeSet<&Topic> = state.lasts.keys().chain(state.retention.keys()).collect();
-        let names =
-            known.into_iter().filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
+        let names = state.known().into_iter();
+        let names = names.filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
         let topics = names.map(|topic| {
             let events: Vec<_> = state.retained().filter(|e| e.topic == *topic).collect();
             TopicStats {
@@ -315,9 +418,14 @@ impl Store for ModelStore {
                 events: events.len() as u64,
                 bytes: events.iter().map(|e| bytes_of(e)).sum(),
                 retention: state.retention.get(topic).copied(),
+                closed: state.closed.contains_key(topic),
             }
         });
-        Ok(topics.filter(|s| s.events > 0 || s.retention.is_some()).take(limit).collect())
+        let holds = |s: &TopicStats| {
+            let marked = state.snapshots.contains_key(&s.topic) || state.keyed.keys().any(|(t, _)| *t == s.topic);
+            s.events > 0 || s.retention.is_some() || s.closed || marked
+        };
+        Ok(topics.filter(holds).take(limit).collect())
     }
 
     fn close(&self) -> Result<(), StoreError> {

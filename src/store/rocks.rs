@@ -10,6 +10,7 @@
 //! after a failed write nothing more is written until the database was closed, opened and read anew.
 
 mod ahead;
+mod commit;
 mod directory;
 mod due;
 mod index;
@@ -19,15 +20,17 @@ mod open;
 mod read;
 mod reclaim;
 mod recover;
+mod remembered;
 mod resolve;
 mod seal;
 mod search;
+mod snapshots;
+mod state;
 mod tokens;
 mod topics;
 mod trim;
 mod unsealed;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -38,14 +41,15 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
 use self::ahead::Ahead;
-use self::directory::{Committed, Directory, Row};
-use self::layout::{FAMILIES, LOG, META, TOPIC, TopicRow, log_key, meta, pair};
+use self::directory::Directory;
+use self::layout::FAMILIES;
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
-use super::{Back, Durability, Floor, Limits, Policy, Scan, Store, StoreError, TopicStats, Trim, wal};
-use crate::event::{Event, EventId, EventRef, EventType, Key, Millis};
-use crate::record::{Record, TopicNumber};
+use super::{
+    Back, Durability, Floor, Limits, Policy, Remembered, Scan, Snapshot, Store, StoreError, TopicStats, Trim, wal,
+};
+use crate::event::{Digest, Event, EventId, EventRef, Millis};
 use crate::topic::{Filter, Topic};
 
 /// How many ids are reserved at once where durability is not `sync`: an unclean stop skips at most so many, and 65,536 of
@@ -82,6 +86,8 @@ pub struct RocksStore {
     db: RwLock<Option<DB>>,
     directory: RwLock<Directory>,
     floors: Arc<Floors>,
+    /// The idempotency keys that are remembered.
+    keys: Mutex<remembered::Keys>,
     mark: Mutex<Mark>,
     gauge: Mutex<Gauge>,
     /// Where every write is synced.
@@ -94,7 +100,7 @@ pub struct RocksStore {
     tidying: Mutex<()>,
     summaries: Mutex<index::Summaries>,
     resolved: Mutex<resolve::Resolved>,
-    /// Held while topics get or lose their numbers.
+    /// Held while topics get or lose their numbers, and while what is stored of them changes.
     naming: Mutex<()>,
     /// Held, not read: while it is, no other process serves this directory.
     _lock: File,
@@ -178,21 +184,52 @@ impl Store for RocksStore {
         self.directory.read().last_time
     }
 
-    fn append(&self, events: &[Event]) -> Result<(), StoreError> {
-        let Some(newest) = events.last() else { return Ok(()) };
-        let db = self.db()?;
-        self.reserve(newest.id)?;
-        let _no_forgetting = self.naming.lock();
-        let Prepared { batch, created, committed } = self.prepare(&db, events, newest);
-        self.write(&db, batch, false)?;
-        let mut directory = self.directory.write();
-        for (topic, number) in created {
-            directory.insert(number, Row::new(topic.clone()));
-        }
-        directory.committed(committed);
-        directory.tail = newest.id;
-        directory.last_time = newest.time;
-        Ok(())
+    fn commit(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
+        self.commit_all(events, remembered)
+    }
+
+    fn remembered(&self, key: Digest) -> Result<Option<Remembered>, StoreError> {
+        self.recall(key)
+    }
+
+    fn forget_keys(&self, before: Millis, most: u64) -> u64 {
+        self.forget_oldest_keys(before, most)
+    }
+
+    fn keys_remembered(&self) -> u64 {
+        self.keys.lock().len()
+    }
+
+    fn close_topic(&self, topic: &Topic) -> Result<EventId, StoreError> {
+        self.close_for_good(topic)
+    }
+
+    fn closed_at(&self, topic: &str) -> Option<EventId> {
+        self.directory.read().row_of(topic)?.marks.closed
+    }
+
+    fn delete_topic(&self, topic: &Topic) -> Result<Option<Trim>, StoreError> {
+        self.take_away(topic)
+    }
+
+    fn state(
+        &self,
+        filter: &Filter,
+        each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
+    ) -> Result<EventId, StoreError> {
+        self.read_state(filter, each)
+    }
+
+    fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.keep_snapshot(topic, snapshot)
+    }
+
+    fn snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError> {
+        self.read_snapshot(topic)
+    }
+
+    fn snapshot_at(&self, topic: &str) -> Option<EventId> {
+        self.at_of_snapshot(topic)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -212,7 +249,8 @@ impl Store for RocksStore {
                 .sum(),
             None => wal::bytes(&self.options.dir.join("db")).unwrap_or(0),
         };
-        self.gauge.lock().room(bytes, held)
+        // An event with a key is written twice.
+        self.gauge.lock().room(bytes.saturating_mul(2), held)
     }
 
     fn writable(&self) -> Result<(), StoreError> {
@@ -258,7 +296,8 @@ impl Store for RocksStore {
         let _one = self.tidy_lock();
         self.settle()?;
         self.seal_full_segments()?;
-        self.reclaim()
+        self.reclaim()?;
+        self.give_back_keys()
     }
 
     fn scan(
@@ -270,7 +309,7 @@ impl Store for RocksStore {
     }
 
     fn look_back(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
-        self.read_backward(filter, n, upto)
+        self.read_backward(&self.db()?, filter, n, upto)
     }
 
     fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
@@ -296,7 +335,7 @@ impl Store for RocksStore {
     }
 
     fn retention_of(&self, topic: &str) -> Option<Limits> {
-        self.directory.read().row_of(topic)?.retention
+        self.directory.read().row_of(topic)?.marks.retention
     }
 
     fn topic_count(&self) -> u64 {
@@ -322,63 +361,5 @@ impl Store for RocksStore {
         }
         *db = None;
         Ok(())
-    }
-}
-
-/// What an append writes, and what the directory is told when that is done.
-struct Prepared<'a> {
-    /// The records, the topics that are new, and the new tail.
-    batch: WriteBatch,
-    created: Vec<(&'a Topic, TopicNumber)>,
-    committed: Vec<Committed>,
-}
-
-/// What a record takes in a write batch beside its data: tags, lengths and its key.
-const BATCH_ENTRY_BYTES: usize = 48;
-
-impl RocksStore {
-    fn prepare<'a>(&self, db: &Handle<'_>, events: &'a [Event], newest: &Event) -> Prepared<'a> {
-        let (log, topics, metas) = (db.cf(LOG), db.cf(TOPIC), db.cf(META));
-        let bytes = events.iter().map(|e| e.data.len() + BATCH_ENTRY_BYTES).sum();
-        let mut batch = WriteBatch::with_capacity_bytes(bytes);
-        let mut committed = Vec::with_capacity(events.len());
-        let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
-        let mut value = Vec::new();
-        let directory = self.directory.read();
-        let mut next = directory.next_topic();
-        for event in events {
-            let topic = directory.number(event.topic.as_str()).unwrap_or_else(|| {
-                *created.entry(&event.topic).or_insert_with(|| {
-                    let number = next;
-                    next += 1;
-                    batch.put_cf(topics, event.topic.as_str(), TopicRow { number, floor: 0, retention: None }.encode());
-                    number
-                })
-            });
-            value.clear();
-            record_of(event, topic).encode(&mut value);
-            batch.put_cf(log, log_key(event.id), &value);
-            let bytes =
-                KEY_BYTES + u32::try_from(value.len()).expect("a record is smaller than a publish, which is bounded");
-            committed.push(Committed { id: event.id, topic, bytes, time: event.time });
-        }
-        if !created.is_empty() {
-            batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
-        }
-        batch.put_cf(metas, meta::TAIL, pair(newest.id, newest.time));
-        // In the order of their numbers: what lists numbers only grows at its end.
-        let mut created: Vec<_> = created.into_iter().collect();
-        created.sort_unstable_by_key(|(_, number)| *number);
-        Prepared { batch, created, committed }
-    }
-}
-
-fn record_of(event: &Event, topic: TopicNumber) -> Record<'_> {
-    Record {
-        topic,
-        time: event.time,
-        event: event.event.as_ref().map(EventType::as_str),
-        key: event.key.as_ref().map(Key::as_str),
-        data: &event.data,
     }
 }

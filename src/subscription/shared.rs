@@ -1,6 +1,6 @@
 //! Reads that subscribers share: those at the same place in the log, for the same filter and form, have it read once.
 //!
-//! What holds: what is handed out is what reading now would give, so a read from before a trim was published is handed to nobody who
+//! What holds: what is handed out is what stretch now would give, so a read from before a trim was published is handed to nobody who
 //! asks after; and no more than [`SHARED_BYTES_MAX`] are kept. Cursors that began apart fall into step, as blocks end at round ids
 //! ([`Cut`]). Who reads for one that goes on reads on a little, since changing threads costs as much as half a block. Must not know the
 //! store, nor threads.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{READ_BYTES, Reading, WasRead};
+use super::{Came, READ_BYTES, ReadingError, Stretch, WasRead};
 use crate::event::EventId;
 use crate::sse::Form;
 use crate::store::StoreError;
@@ -71,13 +71,16 @@ struct Place {
 }
 
 impl Place {
-    fn of(reading: &Reading) -> Self {
-        Self { filter: reading.filter.clone(), form: reading.form, after: reading.after }
+    fn of(stretch: &Stretch) -> Self {
+        Self { filter: stretch.filter.clone(), form: stretch.form, after: stretch.after }
     }
 }
 
-/// What comes of a reading.
-pub type Done = Result<WasRead, StoreError>;
+/// What comes of a [`Reading`](super::Reading).
+pub type Done = Result<Came, ReadingError>;
+
+/// What comes of a stretch of the log.
+pub type LogDone = Result<WasRead, ReadingError>;
 
 /// Somebody who waits for a reading.
 pub trait Asker: Send {
@@ -143,19 +146,19 @@ pub struct Lead {
 }
 
 impl Shared {
-    /// How to get at `reading` for `asker`. `told` is how often the store's floors have been published by now.
-    pub fn turn(self: &Arc<Self>, reading: &Reading, told: u64, asker: Box<dyn Asker>) -> Turn {
-        let place = Place::of(reading);
+    /// How to get at `stretch` for `asker`. `told` is how often the store's floors have been published by now.
+    pub fn turn(self: &Arc<Self>, stretch: &Stretch, told: u64, asker: Box<dyn Asker>) -> Turn {
+        let place = Place::of(stretch);
         let mut inner = self.0.lock();
         let entry = inner.entries.get_mut(&place).filter(|entry| entry.told == told);
         let taken = entry.is_some();
         match entry.map(|entry| &mut entry.state) {
             // What reaches farther than was asked for is not for this one.
-            Some(State::Done { read, had }) if read.upto <= reading.upto => {
+            Some(State::Done { read, had }) if read.upto <= stretch.upto => {
                 *had = true;
                 return Turn::Known(read.clone());
             }
-            Some(State::Running { upto, waiting }) if *upto <= reading.upto => {
+            Some(State::Running { upto, waiting }) if *upto <= stretch.upto => {
                 waiting.lock().push(asker);
                 return Turn::Wait;
             }
@@ -163,7 +166,7 @@ impl Shared {
         }
         inner.pause = inner.pause.saturating_sub(1);
         let waiting = Waiting::new(Mutex::new(vec![asker]));
-        let place = (!taken).then(|| inner.begin(place, told, reading.upto, &waiting));
+        let place = (!taken).then(|| inner.begin(place, told, stretch.upto, &waiting));
         Turn::Lead(Lead { shared: self.clone(), place, waiting, run: 0, ahead: 0 })
     }
 
@@ -237,9 +240,9 @@ impl Lead {
         None
     }
 
-    /// Hands in what came of `reading`, which answers all who wait for it. Where they will want more, gives what is to be read next;
+    /// Hands in what came of `stretch`, which answers all who wait for it. Where they will want more, gives what is to be read next;
     /// `told` is how often the store's floors have been published by now.
-    pub fn done(mut self, mut reading: Reading, told: u64, done: &Done) -> Option<(Self, Reading)> {
+    pub fn done(mut self, mut stretch: Stretch, told: u64, done: &LogDone) -> Option<(Self, Stretch)> {
         let place = self.place.take();
         let mut next = None;
         let waiting = {
@@ -250,9 +253,9 @@ impl Lead {
                 (Some((place, serial)), Ok(read)) => {
                     inner.keep(place, serial, read, !waiting.is_empty());
                     self.ahead = if waiting.is_empty() { self.ahead + 1 } else { 0 };
-                    if self.goes_on(&inner, read, reading.upto) {
-                        reading.after = read.upto;
-                        next = self.begin_next(&mut inner, &reading, told);
+                    if self.goes_on(&inner, read, stretch.upto) {
+                        stretch.after = read.upto;
+                        next = self.begin_next(&mut inner, &stretch, told);
                     }
                 }
                 (Some((place, serial)), Err(_)) if inner.get_mut(&place, serial).is_some() => {
@@ -263,9 +266,9 @@ impl Lead {
             waiting
         };
         for asker in waiting {
-            asker.answer(done.clone());
+            asker.answer(done.clone().map(Came::Log));
         }
-        next.map(|next| (next, reading))
+        next.map(|next| (next, stretch))
     }
 
     /// Whether to read on behind `read`: there is more, it comes in blocks larger than a first one, and somebody keeps up with it.
@@ -274,13 +277,13 @@ impl Lead {
         more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < AHEAD_MAX
     }
 
-    fn begin_next(&self, inner: &mut Inner, reading: &Reading, told: u64) -> Option<Self> {
-        let place = Place::of(reading);
+    fn begin_next(&self, inner: &mut Inner, stretch: &Stretch, told: u64) -> Option<Self> {
+        let place = Place::of(stretch);
         if inner.entries.get(&place).is_some_and(|entry| entry.told == told) {
             return None;
         }
         let waiting = Waiting::default();
-        let place = Some(inner.begin(place, told, reading.upto, &waiting));
+        let place = Some(inner.begin(place, told, stretch.upto, &waiting));
         Some(Self { shared: self.shared.clone(), place, waiting, run: self.run + 1, ahead: self.ahead })
     }
 }
@@ -297,7 +300,7 @@ impl Drop for Lead {
             std::mem::take(&mut *self.waiting.lock())
         };
         for asker in waiting {
-            asker.answer(Err(StoreError::Closed));
+            asker.answer(Err(StoreError::Closed.into()));
         }
     }
 }
@@ -310,13 +313,13 @@ mod tests {
     use super::*;
     use crate::topic::Pattern;
 
-    fn reading(pattern: &str, after: EventId, upto: EventId) -> Reading {
+    fn reading(pattern: &str, after: EventId, upto: EventId) -> Stretch {
         let filter = Filter::new(vec![Pattern::parse(pattern).unwrap()], Vec::new());
-        Reading { filter: Arc::new(filter), form: Form::Sse, after, upto, bytes_max: READ_BYTES }
+        Stretch { filter: Arc::new(filter), form: Form::Sse, after, upto, bytes_max: READ_BYTES }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "it is handed in where a read may fail")]
-    fn read(upto: EventId, bytes: usize) -> Done {
+    fn read(upto: EventId, bytes: usize) -> LogDone {
         Ok(WasRead { bytes: Bytes::from(vec![b'x'; bytes]), upto, last: upto })
     }
 
@@ -335,9 +338,9 @@ mod tests {
         }
     }
 
-    fn asks(shared: &Arc<Shared>, reading: &Reading, told: u64) -> (Turn, Told) {
+    fn asks(shared: &Arc<Shared>, stretch: &Stretch, told: u64) -> (Turn, Told) {
         let answer = Told::default();
-        (shared.turn(reading, told, Box::new(Waiter(answer.clone()))), answer)
+        (shared.turn(stretch, told, Box::new(Waiter(answer.clone()))), answer)
     }
 
     fn lead(turn: (Turn, Told)) -> Lead {
@@ -356,7 +359,10 @@ mod tests {
     }
 
     fn upto(answer: &Told) -> Option<EventId> {
-        answer.lock().as_ref().map(|done| done.as_ref().unwrap().upto)
+        answer.lock().as_ref().map(|done| match done.as_ref().unwrap() {
+            Came::Log(read) => read.upto,
+            Came::Bundle(_) => panic!("nobody asks for a bundle here"),
+        })
     }
 
     #[test]
@@ -367,7 +373,7 @@ mod tests {
         let second = waits(asks(&shared, &reading("a", 5, 91), 0));
         lead(asks(&shared, &reading("b", 5, 90), 0));
         lead(asks(&shared, &reading("a", 6, 90), 0));
-        lead(asks(&shared, &Reading { form: Form::Lines, ..reading("a", 5, 90) }, 0));
+        lead(asks(&shared, &Stretch { form: Form::Lines, ..reading("a", 5, 90) }, 0));
         assert!(first.done(reading("a", 5, 90), 0, &read(40, 100)).is_none(), "so little is no block");
         assert_eq!((upto(&answer), upto(&second)), (Some(40), Some(40)));
         assert_eq!(known(asks(&shared, &reading("a", 5, 95), 0)), 40);
@@ -415,11 +421,11 @@ mod tests {
             let second = waits(asks(&shared, &reading("a", 5, 90), 0));
             let first = first.wanted().unwrap();
             if fails {
-                assert!(first.done(reading("a", 5, 90), 0, &Err(StoreError::Closed)).is_none());
+                assert!(first.done(reading("a", 5, 90), 0, &Err(StoreError::Closed.into())).is_none());
             } else {
                 drop(first);
             }
-            assert!(matches!(*second.lock(), Some(Err(StoreError::Closed))));
+            assert!(matches!(*second.lock(), Some(Err(ReadingError::Store(StoreError::Closed)))));
             assert_eq!(shared.bytes(), 0);
             assert!(shared.0.lock().entries.is_empty());
         }

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::bundle::{self, Bundle, Bundles, Dress, Kind, Wanted};
 use super::shared::{Asker, Done, Lead, Shared, Turn};
-use super::{Options, Reading, Start, Subscription, Want, WasRead, read};
+use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read};
 use crate::event::{EventId, Millis};
 use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
@@ -31,6 +32,8 @@ pub struct Source {
     pub reads: Arc<Semaphore>,
     /// What they have read and are reading.
     pub shared: Arc<Shared>,
+    /// The states and snapshots that are being gathered and sent.
+    pub bundles: Arc<Bundles>,
     /// Never goes back; when it began does not matter.
     pub clock: fn() -> Millis,
     pub metrics: Arc<Metrics>,
@@ -41,25 +44,43 @@ impl Source {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn read(&self, reading: Reading) -> Result<WasRead, StoreError> {
+    pub async fn read(&self, reading: Reading) -> Result<Came, ReadingError> {
         let (asker, answer) = oneshot::channel();
         match self.ask(reading, Box::new(asker)) {
-            Some(read) => Ok(read),
-            None => answer.await.unwrap_or(Err(StoreError::Closed)),
+            Some(came) => Ok(came),
+            None => answer.await.unwrap_or(Err(StoreError::Closed.into())),
+        }
+    }
+
+    /// A bundle for `filter`.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or the bundle is too large.
+    pub async fn bundle(&self, kind: Kind, filter: &Arc<Filter>, dress: Dress) -> Result<Arc<Bundle>, ReadingError> {
+        match self.read(Reading::Bundle(Wanted { kind, filter: filter.clone(), dress })).await? {
+            Came::Bundle(bundle) => Ok(bundle),
+            Came::Log(_) => Err(StoreError::Closed.into()),
         }
     }
 
     /// The same for one who does not wait in a task: gives what is known at once, and has `asker` answered otherwise. To be called
     /// within a tokio runtime. The reading is done even if the asker leaves, unless nobody wants it when its turn comes.
     #[must_use]
-    pub fn ask(&self, reading: Reading, asker: Box<dyn Asker>) -> Option<WasRead> {
-        let lead = match self.shared.turn(&reading, self.store.floors_told(), asker) {
-            Turn::Known(read) => return Some(read),
+    pub fn ask(&self, reading: Reading, asker: Box<dyn Asker>) -> Option<Came> {
+        match reading {
+            Reading::Log(stretch) => self.ask_log(stretch, asker),
+            Reading::Bundle(wanted) => self.ask_bundle(wanted, asker),
+        }
+    }
+
+    fn ask_log(&self, stretch: Stretch, asker: Box<dyn Asker>) -> Option<Came> {
+        let lead = match self.shared.turn(&stretch, self.store.floors_told(), asker) {
+            Turn::Known(read) => return Some(Came::Log(read)),
             Turn::Wait => return None,
             Turn::Lead(lead) => lead,
         };
         let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
-        let work = move |permit| read_on(&*store, &metrics, lead, reading, permit);
+        let work = move |permit| read_on(&*store, &metrics, lead, stretch, permit);
         if let Ok(permit) = reads.clone().try_acquire_owned() {
             drop(tokio::task::spawn_blocking(move || work(permit)));
         } else {
@@ -69,6 +90,26 @@ impl Source {
                     drop(tokio::task::spawn_blocking(move || work(permit)));
                 }
             }));
+        }
+        None
+    }
+
+    fn ask_bundle(&self, wanted: Wanted, asker: Box<dyn Asker>) -> Option<Came> {
+        let (tail, told) = (self.hub.lock().tail(), self.store.floors_told());
+        match self.bundles.turn(&wanted, tail, told, asker) {
+            bundle::Turn::Known(bundle) => return Some(Came::Bundle(bundle)),
+            bundle::Turn::Wait => {}
+            bundle::Turn::Lead(waiting) => {
+                let Self { store, hub, reads, bundles, .. } = self;
+                let gathering = Gathering {
+                    store: store.clone(),
+                    hub: hub.clone(),
+                    reads: reads.clone(),
+                    bundles: bundles.clone(),
+                    wanted: Arc::new(wanted),
+                };
+                drop(tokio::spawn(gathering.run(waiting)));
+            }
         }
         None
     }
@@ -91,6 +132,11 @@ impl Source {
         work.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Waits for readers to know of a tail that the store has.
+    pub async fn reached(&self, at: EventId) {
+        reached(&self.hub, at).await;
+    }
+
     /// Attaches a subscriber that begins at `start`.
     #[must_use]
     pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, start: &Start) -> Attached {
@@ -108,6 +154,10 @@ impl Source {
             let floor = self.store.floor(&filter);
             self.hub.lock().raise_floor(key, floor);
         }
+        // After attaching as well: what is closed from now on is told by the hub.
+        if let Some(last) = self.store.closed(&filter) {
+            self.hub.lock().mark_closed(key, last);
+        }
         (key, filter)
     }
 }
@@ -124,15 +174,54 @@ impl Asker for oneshot::Sender<Done> {
 }
 
 /// Reads for all who wait, and on as long as somebody keeps up, and then gives the permit back.
-fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, reading: Reading, permit: OwnedSemaphorePermit) {
-    let mut next = Some((lead, reading));
-    while let Some((lead, reading)) = next {
+fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, stretch: Stretch, permit: OwnedSemaphorePermit) {
+    let mut next = Some((lead, stretch));
+    while let Some((lead, stretch)) = next {
         let Some(lead) = lead.wanted() else { break };
         metrics.catchup_reads.inc();
-        let done = read(store, &reading);
-        next = lead.done(reading, store.floors_told(), &done);
+        let done = read(store, &stretch).map_err(ReadingError::from);
+        next = lead.done(stretch, store.floors_told(), &done);
     }
     drop(permit);
+}
+
+/// Gathers a bundle, and the next one as long as somebody has come meanwhile.
+struct Gathering {
+    store: Arc<dyn Store>,
+    hub: Arc<Mutex<Hub<Wake>>>,
+    reads: Arc<Semaphore>,
+    bundles: Arc<Bundles>,
+    wanted: Arc<Wanted>,
+}
+
+impl Gathering {
+    async fn run(self, waiting: Vec<Box<dyn Asker>>) {
+        let mut next = Some(waiting);
+        while let Some(waiting) = next {
+            // Where it is closed, dropping the askers says so.
+            let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
+            let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
+            let gathered = tokio::task::spawn_blocking(move || {
+                let gathered = bundles.gather(&*store, &wanted);
+                drop(permit);
+                gathered
+            });
+            let Ok((told, done)) = gathered.await else { return };
+            if let Ok(Some(at)) = done.as_ref().map(|bundle| bundle.at) {
+                reached(&self.hub, at).await;
+            }
+            next = self.bundles.done(&self.wanted, told, &done, waiting);
+        }
+    }
+}
+
+/// Waits for readers to know of a tail that the store has: that is as long as it takes from a write to the hub.
+async fn reached(hub: &Mutex<Hub<Wake>>, at: EventId) {
+    std::future::poll_fn(|cx| {
+        let reached = hub.lock().has_reached(at, || Wake::Task(Box::new(cx.waker().clone())));
+        if reached { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// A place in the hub; let go when dropped.
@@ -153,7 +242,7 @@ impl Attached {
         let mut hub = self.source.hub.lock();
         match hub.place(self.key, cursor, 0, || Wake::Task(Box::new(cx.waker().clone()))) {
             Place::Edge { .. } => Poll::Pending,
-            Place::Drained => Poll::Ready(false),
+            Place::Drained | Place::Closed { .. } => Poll::Ready(false),
             Place::Disk { .. } | Place::Ring(_) | Place::Walking { .. } => Poll::Ready(true),
         }
     }
@@ -171,10 +260,10 @@ pub enum StreamError {
     #[error("the server is draining")]
     Draining { cursor: EventId },
     #[error("{source}")]
-    Storage { cursor: EventId, source: StoreError },
+    Reading { cursor: EventId, source: ReadingError },
 }
 
-type ReadFuture = Pin<Box<dyn Future<Output = Result<WasRead, StoreError>> + Send>>;
+type ReadFuture = Pin<Box<dyn Future<Output = Result<Came, ReadingError>> + Send>>;
 
 /// A subscription with its place in the hub, which is let go when this is dropped. Kept small, as idle ones are many.
 pub struct Following {
@@ -202,8 +291,8 @@ impl Following {
     }
 
     /// Hands in what a [`Want::Read`] gave.
-    pub fn was_read(&mut self, read: WasRead) {
-        self.machine.was_read(read);
+    pub fn was_read(&mut self, came: Came) {
+        self.machine.was_read(came);
     }
 }
 
@@ -264,10 +353,10 @@ impl futures_core::Stream for Stream {
             if let Some(reading) = &mut this.reading {
                 match reading.as_mut().poll(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(read)) => this.following.was_read(read),
+                    Poll::Ready(Ok(came)) => this.following.was_read(came),
                     Poll::Ready(Err(source)) => {
                         let cursor = this.following.cursor();
-                        return this.fail(StreamError::Storage { cursor, source });
+                        return this.fail(StreamError::Reading { cursor, source });
                     }
                 }
                 this.reading = None;
@@ -329,15 +418,16 @@ mod tests {
             store,
             reads: Arc::new(Semaphore::new(2)),
             shared: Arc::default(),
+            bundles: Arc::default(),
             clock: || 0,
             metrics: Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)),
         }
     }
 
     async fn all(source: &Source) -> String {
-        let reading =
-            Reading { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 9, bytes_max: 64 << 10 };
-        let read = source.read(reading).await.unwrap();
+        let filter = Arc::new(Filter::all());
+        let stretch = Stretch { filter, form: Form::Sse, after: 0, upto: 9, bytes_max: 64 << 10 };
+        let Came::Log(read) = source.read(Reading::Log(stretch)).await.unwrap() else { panic!("it is no bundle") };
         assert_eq!(read.upto, 9);
         String::from_utf8(read.bytes.to_vec()).unwrap()
     }

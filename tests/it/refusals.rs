@@ -106,7 +106,7 @@ fn ids_that_are_none() {
     log.refuses_get(400, "bad_id", "/events", &[("Last-Event-ID", "1"), ("Last-Event-ID", "1")]);
     assert_eq!(log.0.ask("DELETE", "/topics/before?before=", &[], b"").problem(), "bad_id");
     log.refuses_get(400, "bad_id", "/events?from=9007199254740992", &[]);
-    for from in ["soon", "1x", "-", "2026-13-01T00:00:00Z", "state", "snapshot"] {
+    for from in ["soon", "1x", "-", "2026-13-01T00:00:00Z", "states", "snapshot"] {
         log.refuses_get(400, "bad_query", &format!("/events?from={from}"), &[]);
     }
     // The largest id is one, though it lies ahead.
@@ -294,6 +294,9 @@ fn methods_types_and_places_that_do_not_fit() {
         ("DELETE", "/topics", "GET, HEAD, POST, OPTIONS"),
         ("POST", "/healthz", "GET, HEAD, OPTIONS"),
         ("POST", "/topics/a/retention", "GET, HEAD, PUT, DELETE, OPTIONS"),
+        ("PUT", "/topics/a/state", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/topics/a/snapshot", "GET, HEAD, PUT, OPTIONS"),
+        ("GET", "/topics/a/close", "POST, OPTIONS"),
         ("BREW", "/", "GET, HEAD, OPTIONS"),
     ] {
         let answer = log.0.ask(method, target, &[], b"");
@@ -312,7 +315,7 @@ fn methods_types_and_places_that_do_not_fit() {
         log.refuses_post(400, "bad_header", "/topics", &headers, b"{\"topic\":\"a\",\"data\":1}");
     }
     log.refuses_post(400, "bad_header", "/topics/a", &[("Content-Encoding", "gzip")], b"x");
-    for (name, value) in [("Idempotency-Key", "k"), ("If-Match", "\"1\""), ("If-None-Match", "*")] {
+    for (name, value) in [("Idempotency-Key", ""), ("If-Match", "1"), ("If-Match", "*"), ("If-None-Match", "\"1\"")] {
         let answer = log.refuses_post(400, "bad_header", "/topics/a", &[(name, value)], b"x");
         assert!(answer.detail().contains(name), "{answer:?}");
     }

@@ -10,14 +10,12 @@ use parking_lot::Mutex;
 use tidelog::event::{Event, EventId, Millis, NewEvent};
 use tidelog::hub::{self, Hub, SubscriberKey};
 use tidelog::sequencer::local::{catch_up, tell_floors};
-use tidelog::sequencer::{Appended, Sequencer};
+use tidelog::sequencer::{Appended, Commit, Outcome, Sequencer, Terms};
 use tidelog::sse::Form;
 use tidelog::store::model::{Failing, ModelStore};
-use tidelog::store::{Store, Trim};
+use tidelog::store::{Store, StoreError, Trim};
 use tidelog::subscription::shared::{Asker, Done, Shared, Turn};
-use tidelog::subscription::{
-    Begin, Known, LookUp, Options, Reading, Start, Subscription, Want, WasRead, look_up, read,
-};
+use tidelog::subscription::{Begin, Came, Known, LookUp, Options, Reading, Start, Subscription, Want, look_up, read};
 use tidelog::topic::{Filter, Topic};
 
 use crate::facts::Facts;
@@ -68,12 +66,15 @@ pub struct Spec {
     pub fine: bool,
 }
 
+/// The answers of a batch, by publish.
+type Answers = Vec<(u64, Result<Outcome, StoreError>)>;
+
 #[derive(Debug)]
 enum Writer {
     Idle,
-    Begun(Vec<Event>),
+    Begun(Commit),
     Appended(Vec<Event>),
-    Pushed(Vec<(u64, Appended)>, Vec<usize>),
+    Pushed(Answers, Vec<usize>),
     Refusing,
     Raised(Vec<Trim>),
     Told,
@@ -84,7 +85,7 @@ enum State {
     Ready,
     Waiting,
     Reading(Reading),
-    WasRead(WasRead),
+    WasRead(Came),
 }
 
 /// Reads are done in one step here, so nobody waits for what another reads.
@@ -160,7 +161,7 @@ impl World {
             store: ModelStore::with_short_scans(scan_max),
             hub: Mutex::new(Hub::new(options, 0)),
             shared: Arc::default(),
-            sequencer: Sequencer::new(0, 0),
+            sequencer: Sequencer::new(0, 0, 0),
             writer: Writer::Idle,
             requests: VecDeque::new(),
             script: script.into(),
@@ -354,26 +355,29 @@ impl World {
                 key: None,
                 data: format!("{ticket}/{at}"),
             });
-            self.sequencer.submit(ticket, events.collect());
+            self.sequencer.submit(ticket, events.collect(), Terms::default());
         }
-        self.sequencer.next(self.now).map(Writer::Begun).ok_or_else(|| "nothing to commit".into())
+        self.sequencer.next(self.now, &self.store).map(Writer::Begun).ok_or_else(|| "nothing to commit".into())
     }
 
-    fn append(&mut self, batch: Vec<Event>) -> Writer {
+    fn append(&mut self, Commit { events, remembered }: Commit) -> Writer {
         let before = self.store.tail();
-        let done = self.store.append(&batch);
+        let done = self.store.commit(&events, &remembered);
         if self.store.tail() > before {
-            self.facts.append(&batch);
+            self.facts.append(&events);
         }
         if done.is_ok() {
-            return Writer::Appended(batch);
+            return Writer::Appended(events);
         }
         self.sequencer.failed();
         Writer::Refusing
     }
 
-    fn answered(&self, answers: &[(u64, Appended)]) -> Judged {
-        for (ticket, Appended { first, last }) in answers {
+    fn answered(&self, answers: &Answers) -> Judged {
+        for (ticket, outcome) in answers {
+            let Ok(Outcome::Appended(Appended { first, last })) = outcome else {
+                return Err(format!("publish {ticket} was answered {outcome:?}"));
+            };
             for (id, at) in (*first..=*last).zip(0..) {
                 let there = self.facts.events.get(&id).map(|fact| fact.event.data.clone());
                 if there != Some(format!("{ticket}/{at}")) {
@@ -457,7 +461,7 @@ impl World {
                 self.connections += 1;
                 client.connection = self.connections;
                 let Spec { form, follow, .. } = client.spec;
-                let options = Options { form, heartbeat: Duration::from_millis(HEARTBEAT), follow };
+                let options = Options { form, heartbeat: Duration::from_millis(HEARTBEAT), follow, bundle: None };
                 let machine = Subscription::new(key, filter.clone(), start, options, self.now);
                 Stage::Live(Box::new(Live { key, machine, state: State::Ready, heard: self.now }))
             }
@@ -495,7 +499,7 @@ impl World {
                     watch.frame(&self.facts, tail, frame)?;
                 }
             }
-            Want::Read(reading) if reading.upto > tail => return Err(format!("{reading:?} of {tail}")),
+            Want::Read(Reading::Log(stretch)) if stretch.upto > tail => return Err(format!("{stretch:?} of {tail}")),
             Want::Read(reading) => live.state = State::Reading(reading),
             Want::Wait if live.heard + HEARTBEAT <= self.now => return Err("its heartbeat is due".into()),
             Want::Wait => live.state = State::Waiting,
@@ -524,19 +528,19 @@ impl World {
 
     fn read(&mut self, at: usize) -> Judged {
         let Stage::Live(live) = &mut self.clients[at].stage else { return Err("it is not live".into()) };
-        let State::Reading(reading) = &live.state else { return Err("it does not read".into()) };
+        let State::Reading(Reading::Log(stretch)) = &live.state else { return Err("it does not read".into()) };
         // What another has read at this place is taken, as the drivers do, however long ago that was.
         let told = self.store.floors_told();
-        let got = match self.shared.turn(reading, told, Box::new(Nobody)) {
+        let got = match self.shared.turn(stretch, told, Box::new(Nobody)) {
             Turn::Known(read) => read,
             Turn::Wait => return Err("a read is under way, though each is done in one step".into()),
             Turn::Lead(lead) => {
-                let done = read(&self.store, reading);
-                drop(lead.done(reading.clone(), told, &done));
+                let done = read(&self.store, stretch).map_err(Into::into);
+                drop(lead.done(stretch.clone(), told, &done));
                 done.map_err(|e| e.to_string())?
             }
         };
-        live.state = State::WasRead(got);
+        live.state = State::WasRead(Came::Log(got));
         Ok(())
     }
 

@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tempfile::TempDir;
-use tidelog::event::{Event, EventId, EventType, Key, Millis, NewEvent};
+use tidelog::event::{Digest, Event, EventId, EventType, Key, Millis, NewEvent};
 use tidelog::store::model::ModelStore;
 use tidelog::store::rocks::{Options, RocksStore};
-use tidelog::store::{Durability, Limits, Policy, Scan, Store, Trim};
+use tidelog::store::{Durability, Limits, Policy, Remembered, Scan, Snapshot, Store, Trim};
 use tidelog::topic::{Filter, Pattern};
 
-use crate::support::{crash_copy, filter, read, topic};
+use crate::support::{crash_copy, filter, read, state, topic};
 
 /// A segment of the index: what is sealed together.
 const SEGMENT: u64 = 65_536;
@@ -54,8 +54,8 @@ struct Draft {
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// After so many ids that are skipped.
-    Append(u64, Vec<Draft>),
+    /// After so many ids that are skipped; remembered under some key.
+    Append(u64, Vec<Draft>, Option<u8>),
     /// To so many ids before or after the end of the tail's segment.
     NearBoundary(i8),
     /// A long run of small events, of which one in so many is not in the first topic.
@@ -69,15 +69,27 @@ enum Op {
     Reopen,
     Crash,
     Enforce(Limits, Limits),
+    Close(u8),
+    /// Published and settled at once, or not.
+    Delete(u8, bool),
+    /// True at some id, with so many bytes.
+    Snapshot(u8, Index, u8),
+    /// What is older than so much, and what is beyond so many.
+    Forget(Millis, u64),
+    /// Without closing it first, as after a failed write.
+    OpenAgain,
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
     let max = |m: u64| prop_oneof![2 => Just(0), 1 => 1..m];
-    (max(200), max(3_000), max(60_000)).prop_map(|(max_events, max_age, max_bytes)| Limits {
-        max_events,
-        max_age,
-        max_bytes,
-    })
+    (max(200), max(3_000), max(60_000), prop::bool::weighted(0.3)).prop_map(
+        |(max_events, max_age, max_bytes, trim_to_snapshot)| Limits {
+            max_events,
+            max_age,
+            max_bytes,
+            trim_to_snapshot,
+        },
+    )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -88,7 +100,8 @@ fn op() -> impl Strategy<Value = Op> {
     let skip = prop_oneof![5 => Just(0), 2 => 0..50u64, 1 => 0..3 * SEGMENT];
     let trims = prop::collection::vec((prop::option::weighted(0.8, topic()), any::<Index>()), 1..5);
     prop_oneof![
-        8 => (skip, prop::collection::vec(draft, 1..40)).prop_map(|(skip, events)| Op::Append(skip, events)),
+        8 => (skip, prop::collection::vec(draft, 1..40), prop::option::of(0..9u8))
+            .prop_map(|(skip, events, key)| Op::Append(skip, events, key)),
         2 => (-20..20i8).prop_map(Op::NearBoundary),
         1 => (200..3000u32, 1..200u8).prop_map(|(n, one_in)| Op::Run(n, one_in)),
         4 => (trims, any::<bool>()).prop_map(|(trims, done)| Op::Trim(trims, done)),
@@ -99,6 +112,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Reopen),
         1 => Just(Op::Crash),
         2 => (limits(), limits()).prop_map(|(log, topics)| Op::Enforce(log, topics)),
+        1 => prop::option::weighted(0.4, topic()).prop_map(|topic| topic.map_or(Op::OpenAgain, Op::Close)),
+        2 => (topic(), any::<bool>()).prop_map(|(topic, done)| Op::Delete(topic, done)),
+        2 => (topic(), any::<Index>(), any::<u8>()).prop_map(|(topic, at, bytes)| Op::Snapshot(topic, at, bytes)),
+        1 => (0..2_000u64, 0..9u64).prop_map(|(age, most)| Op::Forget(age, most)),
     ]
 }
 
@@ -119,8 +136,14 @@ impl Pair {
     }
 
     fn append(&mut self, drafts: impl IntoIterator<Item = Draft>) {
+        self.append_remembered(drafts, None);
+    }
+
+    /// Remembered under `key` is all but the first event, which is a publish of its own.
+    fn append_remembered(&mut self, drafts: impl IntoIterator<Item = Draft>, key: Option<u8>) {
         let mut events: Vec<Event> = Vec::new();
-        for draft in drafts {
+        let closed: Vec<bool> = TOPICS.iter().map(|name| self.model.closed_at(name).is_some()).collect();
+        for draft in drafts.into_iter().filter(|draft| !closed[usize::from(draft.topic)]) {
             let new = NewEvent {
                 topic: topic(TOPICS[usize::from(draft.topic)]),
                 event: EventType::parse(TYPES[usize::from(draft.kind)]).unwrap(),
@@ -131,8 +154,15 @@ impl Pair {
             self.next += 1;
             self.time += u64::from(draft.kind) * 10;
         }
-        self.rocks.append(&events).unwrap();
-        self.model.append(&events).unwrap();
+        let remembered = key.zip(events.get(1)).map(|(key, second)| Remembered {
+            key: digest(key),
+            request: Digest([self.next.to_be_bytes(), self.time.to_be_bytes()].concat().try_into().unwrap()),
+            first: second.id,
+            last: self.next - 1,
+            time: second.time,
+        });
+        self.rocks.commit(&events, remembered.as_slice()).unwrap();
+        self.model.commit(&events, remembered.as_slice()).unwrap();
     }
 
     fn raise(&self, trims: &[Trim]) {
@@ -152,20 +182,28 @@ impl Pair {
         // The lock goes with the store.
         self.rocks = RocksStore::open(Options { dir: tempfile::tempdir().unwrap().path().into(), ..options }).unwrap();
         self.rocks = open(&self.dir);
+        self.opened();
+    }
+
+    /// After a start: floors that were not published are known to all, and keys that were forgotten may be back.
+    fn opened(&mut self) {
         self.model.floors_published();
+        let left = self.model.keys_remembered();
+        assert!(self.rocks.keys_remembered() >= left);
+        self.rocks.forget_keys(0, left);
     }
 
     fn crash(&mut self) {
         self.dir = crash_copy(self.dir.path());
         self.rocks = open(&self.dir);
-        self.model.floors_published();
+        self.opened();
     }
 
     fn run(&mut self, op: &Op) {
         match op {
-            Op::Append(skip, drafts) => {
+            Op::Append(skip, drafts, key) => {
                 self.next += skip;
-                self.append(drafts.clone());
+                self.append_remembered(drafts.clone(), *key);
             }
             Op::NearBoundary(by) => {
                 let end = self.next.next_multiple_of(SEGMENT);
@@ -204,6 +242,71 @@ impl Pair {
             Op::Reopen => self.reopen(),
             Op::Crash => self.crash(),
             Op::Enforce(log, topics) => self.enforce(*log, *topics),
+            Op::Close(t) => {
+                let name = topic(TOPICS[usize::from(*t)]);
+                let (mine, theirs) = (self.rocks.close_topic(&name).unwrap(), self.model.close_topic(&name).unwrap());
+                self.compare_last(Some(mine), Some(theirs));
+            }
+            Op::Delete(t, done) => {
+                let name = topic(TOPICS[usize::from(*t)]);
+                let told = self.rocks.floors_told();
+                assert_eq!(self.rocks.delete_topic(&name).unwrap(), self.model.delete_topic(&name).unwrap());
+                if *done {
+                    self.settle();
+                    assert!(self.rocks.floors_told() > told, "what was read before is not given to who asks after");
+                }
+            }
+            Op::Snapshot(t, at, bytes) => {
+                let name = topic(TOPICS[usize::from(*t)]);
+                let snapshot = Snapshot {
+                    at: at.index(usize::try_from(self.model.tail() + 1).unwrap()) as EventId,
+                    content_type: TYPES[usize::from(bytes % 3)].into(),
+                    body: vec![*bytes; usize::from(*bytes) * 300].into(),
+                };
+                self.rocks.put_snapshot(&name, &snapshot).unwrap();
+                self.model.put_snapshot(&name, &snapshot).unwrap();
+            }
+            Op::Forget(age, most) => {
+                let before = self.time.saturating_sub(*age);
+                assert_eq!(self.rocks.forget_keys(before, *most), self.model.forget_keys(before, *most));
+            }
+            Op::OpenAgain => {
+                self.rocks.reopen().unwrap();
+                self.model.reopen().unwrap();
+                // Floors that nobody was told of are still to be published; the counts leave out already what lies below them.
+                self.settle();
+            }
+        }
+    }
+
+    /// Of events that the log's floor has reached, nothing may be known any more after a start.
+    fn compare_last(&self, mine: Option<EventId>, theirs: Option<EventId>) {
+        if mine != theirs {
+            let (mine, theirs) = mine.zip(theirs).expect("both are closed, or neither");
+            assert!(mine < theirs && theirs <= self.model.log_floor(), "closed at {mine}, it was at {theirs}");
+        }
+    }
+
+    /// Compares what is kept beside the log.
+    fn compare_kept(&self, filters: &[Filter]) {
+        let (rocks, model): (&dyn Store, &dyn Store) = (&self.rocks, &self.model);
+        for filter in filters {
+            assert_eq!(state(rocks, filter), state(model, filter), "state of {filter:?}");
+            let mut left = 2;
+            let as_of = rocks.state(filter, &mut |_| {
+                left -= 1;
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            assert_eq!(as_of.unwrap(), model.tail());
+        }
+        for name in TOPICS {
+            self.compare_last(rocks.closed_at(name), model.closed_at(name));
+            assert_eq!(rocks.snapshot_at(name), model.snapshot_at(name), "{name}");
+            assert_eq!(rocks.snapshot(name).unwrap(), model.snapshot(name).unwrap(), "{name}");
+        }
+        assert_eq!(rocks.keys_remembered(), model.keys_remembered());
+        for key in 0..10 {
+            assert_eq!(rocks.remembered(digest(key)).unwrap(), model.remembered(digest(key)).unwrap(), "{key}");
         }
     }
 
@@ -231,6 +334,10 @@ impl Pair {
             let oldest = left.first().map_or(Millis::MAX, |e| e.time);
             assert!(!over(left.len() as u64, limits.max_events), "{name:?}: {} events for {limits:?}", left.len());
             assert!(!over(bytes, limits.max_bytes), "{name:?}: {bytes} bytes for {limits:?}");
+            let covered =
+                name.as_ref().filter(|_| limits.trim_to_snapshot).and_then(|t| self.model.snapshot_at(t.as_str()));
+            let first = left.first().map_or(EventId::MAX, |e| e.id);
+            assert!(first > covered.unwrap_or(0), "{name:?}: {first} is there though a snapshot has it: {covered:?}");
             assert!(
                 limits.max_age == 0 || oldest >= self.time.saturating_sub(limit_of_age),
                 "{name:?}: {oldest} for {limits:?}"
@@ -321,6 +428,10 @@ impl Pair {
     }
 }
 
+fn digest(key: u8) -> Digest {
+    Digest([key; 16])
+}
+
 /// What an event counts.
 fn stored(event: &Event) -> u64 {
     let name = |n: Option<&str>| n.map_or(0, |n| 1 + n.len());
@@ -357,16 +468,20 @@ proptest! {
             pair.run(op);
             let mut at = places.map(|p| p.index(usize::try_from(pair.model.tail() + 1).unwrap()) as EventId);
             at.sort_unstable();
-            pair.compare_reads(&chosen.map(|c| all[c.index(all.len())].clone()), at);
+            let chosen = chosen.map(|c| all[c.index(all.len())].clone());
+            pair.compare_reads(&chosen, at);
+            pair.compare_kept(&chosen);
         }
         pair.settle();
         pair.rocks.tidy().unwrap();
         let third = pair.model.tail() / 3;
         pair.compare_reads(&all, [third, 2 * third, pair.model.tail()]);
         pair.compare_settled();
+        pair.compare_kept(&all);
         pair.reopen();
         pair.compare_reads(&all, [third, 2 * third, pair.model.tail()]);
         pair.compare_settled();
+        pair.compare_kept(&all);
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod conformance;
+mod kept;
 mod recovery;
 mod retention;
 mod support;

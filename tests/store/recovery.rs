@@ -1,7 +1,7 @@
 //! What a start finds: after a clean stop, an unclean one, a power cut, corruption, and in what is not its own.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Floor, Limits, Store, StoreError};
 use tidelog::topic::Filter;
 
-use crate::support::{crash_copy, event, filter, ids, listing, log_trim, open, read, topic, topic_trim, trim};
-
-const FAMILIES: [&str; 5] = ["log", "topic", "postings", "segment", "meta"];
+use crate::support::{
+    FAMILIES, crash_copy, event, filter, ids, listing, log_trim, open, put, raw, read, topic, topic_trim, trim, wal,
+};
 
 fn append(store: &dyn Store, first: EventId, n: u64) {
     for id in first..first + n {
@@ -36,33 +36,6 @@ fn refused(dir: &Path) -> StoreError {
 
 fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
     listing(dir).into_iter().map(|(name, _)| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
-}
-
-/// The newest write-ahead log.
-fn wal(dir: &Path) -> PathBuf {
-    let logs = listing(dir)
-        .into_iter()
-        .map(|(name, _)| name)
-        .filter(|name| Path::new(name).extension().is_some_and(|e| e == "log"));
-    dir.join(logs.max().unwrap())
-}
-
-/// The database itself, past everything that guards it.
-fn raw(dir: &Path, families: &[&str], work: impl Fn(&rocksdb::DB)) {
-    let mut options = rocksdb::Options::default();
-    options.create_missing_column_families(true);
-    let db = rocksdb::DB::open_cf(&options, dir.join("db"), families).unwrap();
-    work(&db);
-}
-
-fn put(dir: &Path, family: &str, key: &[u8], value: Option<&[u8]>) {
-    raw(dir, &FAMILIES, |db| {
-        let family = db.cf_handle(family).unwrap();
-        match value {
-            Some(value) => db.put_cf(family, key, value).unwrap(),
-            None => db.delete_cf(family, key).unwrap(),
-        }
-    });
 }
 
 fn written(n: u64) -> TempDir {
@@ -250,7 +223,7 @@ fn another_format_is_named_as_such() {
     assert!(matches!(error, StoreError::Version(_)) && error.to_string().contains("99"), "{error}");
 
     let dir = written(3);
-    raw(dir.path(), &["log", "topic", "postings", "segment", "meta", "invented"], |_| {});
+    raw(dir.path(), &[&FAMILIES[..], &["invented"]].concat(), |_| {});
     let before = contents(dir.path());
     let error = refused(dir.path());
     assert!(matches!(error, StoreError::Version(_)) && error.to_string().contains("invented"), "{error}");
@@ -384,4 +357,15 @@ fn reopening_waits_for_readers_and_trims_and_they_for_it() {
     });
     store.settle().unwrap();
     assert_eq!(store.earliest(), 1201);
+}
+
+#[test]
+fn the_smallest_retained_id_is_known_after_reopening_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    append(&store, (1 << 16) - 1, 3);
+    store.tidy().unwrap();
+    assert_eq!(store.earliest(), (1 << 16) - 1);
+    store.reopen().unwrap();
+    assert_eq!(store.earliest(), (1 << 16) - 1);
 }

@@ -22,7 +22,7 @@ fn round(store: &dyn Store, policy: &Policy, now: Millis) {
 }
 
 fn limits(max_events: u64, max_age: Millis, max_bytes: u64) -> Limits {
-    Limits { max_events, max_age, max_bytes }
+    Limits { max_events, max_age, max_bytes, ..Limits::default() }
 }
 
 fn policy(log: Limits, topics: &[(&str, Limits)]) -> Policy {

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tidelog::event::{Event, EventId, EventRef, EventType, Key, Millis, NewEvent};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, Trim};
 use tidelog::topic::{Filter, Pattern, Topic};
+
+/// All column families.
+pub const FAMILIES: [&str; 8] = ["log", "state", "topic", "snapshot", "idempotency", "postings", "segment", "meta"];
 
 pub fn topic(name: &str) -> Topic {
     Topic::parse(name).unwrap()
@@ -22,6 +25,22 @@ pub fn filter(patterns: &[&str], types: &[&str]) -> Filter {
 
 pub fn event(id: EventId, time: Millis, topic_name: &str, data: impl Into<String>) -> Event {
     Event::new(id, time, NewEvent { topic: topic(topic_name), event: None, key: None, data: data.into() })
+}
+
+/// An event with a key; without data it takes the key away.
+pub fn keyed(id: EventId, topic_name: &str, key: &str, data: impl Into<String>) -> Event {
+    Event { key: Some(Key::parse(key).unwrap()), ..event(id, id, topic_name, data) }
+}
+
+/// The id at which the state of a filter is true, and its entries by topic and key.
+pub fn state(store: &dyn Store, filter: &Filter) -> (EventId, Vec<Event>) {
+    let mut entries = Vec::new();
+    let as_of = store.state(filter, &mut |event| {
+        entries.push(owned(event));
+        ControlFlow::Continue(())
+    });
+    entries.sort_by(|a, b| (&a.topic, &a.key).cmp(&(&b.topic, &b.key)));
+    (as_of.unwrap(), entries)
 }
 
 pub fn owned(event: &EventRef<'_>) -> Event {
@@ -120,4 +139,40 @@ pub fn disk_bytes(dir: &Path) -> u64 {
         }
     }
     sum
+}
+
+/// The newest write-ahead log.
+pub fn wal(dir: &Path) -> PathBuf {
+    let logs = listing(dir)
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| Path::new(name).extension().is_some_and(|e| e == "log"));
+    dir.join(logs.max().unwrap())
+}
+
+/// The database itself, past everything that guards it.
+pub fn raw(dir: &Path, families: &[&str], work: impl Fn(&rocksdb::DB)) {
+    let mut options = rocksdb::Options::default();
+    options.create_missing_column_families(true);
+    let db = rocksdb::DB::open_cf(&options, dir.join("db"), families).unwrap();
+    work(&db);
+}
+
+pub fn put(dir: &Path, family: &str, key: &[u8], value: Option<&[u8]>) {
+    raw(dir, &FAMILIES, |db| {
+        let family = db.cf_handle(family).unwrap();
+        match value {
+            Some(value) => db.put_cf(family, key, value).unwrap(),
+            None => db.delete_cf(family, key).unwrap(),
+        }
+    });
+}
+
+/// How many rows a column family has; nobody has the directory open.
+pub fn rows(dir: &Path, family: &str) -> usize {
+    let count = std::cell::Cell::new(0);
+    raw(dir, &FAMILIES, |db| {
+        count.set(db.iterator_cf(db.cf_handle(family).unwrap(), rocksdb::IteratorMode::Start).count());
+    });
+    count.get()
 }

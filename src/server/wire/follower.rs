@@ -14,6 +14,7 @@ use crate::http::answer::Farewell;
 use crate::hub::wake::{SharedDoor, Wake};
 use crate::log::StreamError;
 use crate::server::Seat;
+use crate::subscription::shared::Done;
 use crate::subscription::stream::{Following, Source};
 use crate::subscription::{Reading, Want};
 
@@ -141,11 +142,7 @@ impl Follower {
     }
 
     /// Takes in what was read; what it says instead when that failed.
-    pub fn was_read(
-        &mut self,
-        read: Result<crate::subscription::WasRead, crate::store::StoreError>,
-        chunk: &mut Chunk,
-    ) -> Option<End> {
+    pub fn was_read(&mut self, read: Done, chunk: &mut Chunk) -> Option<End> {
         self.doing = None;
         match read {
             Ok(read) => {
@@ -153,7 +150,7 @@ impl Follower {
                 None
             }
             Err(source) => {
-                let error = StreamError::Storage { cursor: self.following.cursor(), source };
+                let error = StreamError::Reading { cursor: self.following.cursor(), source };
                 chunk.push(self.farewell.words(error).into());
                 Some(End::BrokenOff)
             }

@@ -11,14 +11,13 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::Fresh;
 use crate::hub::wake::Door;
-use crate::store::StoreError;
-use crate::subscription::WasRead;
+use crate::subscription::shared::Done;
 
 /// A read that is done, for the follower in this place with this serial number.
 pub struct ReadDone {
     pub place: u32,
     pub serial: u32,
-    pub read: std::result::Result<WasRead, StoreError>,
+    pub read: Done,
 }
 
 /// What has come in.

@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use crate::event::{EventId, Millis};
 use crate::record::TopicNumber;
-use crate::store::Limits;
 use crate::topic::Topic;
 
-use super::layout::{Offset, SegmentNumber, first_id, offset_of, segment_of};
+use super::layout::{Marks, Offset, SegmentNumber, TopicRow, first_id, offset_of, segment_of};
 use super::tokens::Tokens;
 use super::unsealed::OpenSegment;
 
@@ -52,7 +51,7 @@ pub struct Row {
     pub published: EventId,
     /// Its events up to this id are no longer in `live`; catches up with `floor` when floors are settled.
     pub settled: EventId,
-    pub retention: Option<Limits>,
+    pub marks: Marks,
     /// The newest event ever appended, retained or not.
     pub last: EventId,
     /// The oldest retained event, where it is known.
@@ -68,11 +67,17 @@ impl Row {
             floor: 0,
             published: 0,
             settled: 0,
-            retention: None,
+            marks: Marks::default(),
             last: 0,
             first: None,
             live: Amount::default(),
         }
+    }
+
+    /// What the database says of it; whoever writes a row begins with this, so that nothing else of it is lost.
+    #[must_use]
+    pub fn stored(&self, number: TopicNumber) -> TopicRow {
+        TopicRow { number, floor: self.floor, marks: self.marks }
     }
 }
 
@@ -124,6 +129,8 @@ pub struct Directory {
     pub log_floor: EventId,
     /// Grows whenever a floor rises.
     pub floors_version: u64,
+    /// Grows whenever a topic is forgotten or loses its keys: those of an earlier moment may be more than are known now.
+    pub losses: u64,
     /// Grows whenever floors are published: what a read hides changes with it.
     pub floors_told: u64,
     /// The log's floor as readers were told it: up to here nothing is shown any more.
@@ -199,6 +206,7 @@ impl Directory {
     /// Forgets a topic of which nothing is left; its number is not given again.
     pub fn forget(&mut self, number: TopicNumber) {
         if let Some(row) = self.rows.get_mut(number as usize).and_then(Option::take) {
+            self.losses += 1;
             self.names.remove(&row.topic);
             self.numbers.remove(&row.topic);
             self.heights[number as usize] = Heights::default();
@@ -235,6 +243,20 @@ impl Directory {
             row.floor = floor;
             row.first = None;
             self.heights[number as usize].floor = floor;
+        }
+    }
+
+    /// The topic is stored like this from now on; its floor may have risen.
+    pub fn changed(&mut self, stored: &TopicRow) {
+        let number = stored.number;
+        let Some(row) = self.row_mut(number) else { return };
+        let (lost, rose) = (row.marks.keyed && !stored.marks.keyed, stored.floor > row.floor);
+        row.marks = stored.marks;
+        self.losses += u64::from(lost);
+        if rose {
+            self.floors_version += 1;
+            self.raise_floor(number, stored.floor);
+            self.raised.push(number);
         }
     }
 
@@ -300,7 +322,7 @@ impl Directory {
         }
     }
 
-    /// How many topics are known, also those of which only a floor or a retention is left.
+    /// How many topics are known, also those of which only a floor or a mark is left.
     #[must_use]
     pub fn topic_count(&self) -> u64 {
         self.names.len() as u64
@@ -323,16 +345,16 @@ impl Directory {
         if row.last > row.floor.max(self.log_floor) { row.last } else { 0 }
     }
 
-    /// Whether nothing is left of a topic, and nothing about it that is to be remembered.
+    /// Whether nothing is left of a topic, and nothing about it that is to be remembered, but for the keys that it may have.
     #[must_use]
-    pub fn is_forgettable(&self, row: &Row) -> bool {
-        row.last.max(row.floor) <= self.log_settled && row.retention.is_none()
+    pub fn is_forgettable_but_for_keys(&self, row: &Row) -> bool {
+        row.last.max(row.floor) <= self.log_settled && row.marks.is_empty_but_for_keys()
     }
 
-    /// Whether there is anything that a list of topics should show.
+    /// Whether there is anything that a list of topics should show, whatever keys it may have.
     #[must_use]
-    pub fn shows(&self, row: &Row) -> bool {
-        self.retained_last(row) > 0 || row.retention.is_some()
+    pub fn shows_without_keys(&self, row: &Row) -> bool {
+        self.retained_last(row) > 0 || !row.marks.is_empty_but_for_keys()
     }
 
     /// The topics that begin with `prefix`, in order of name, those after `after`.

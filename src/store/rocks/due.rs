@@ -12,7 +12,7 @@ use super::layout::{first_id, last_id, segment_of};
 use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
 use crate::record::TopicNumber;
-use crate::store::{Limits, Policy, Scan, StoreError, Trim};
+use crate::store::{Back, Limits, Policy, Scan, StoreError, Trim};
 use crate::topic::{Filter, Pattern, Topic};
 
 /// A limit may be passed by a twentieth before it is kept to again, so that steady publishing trims in batches.
@@ -25,6 +25,16 @@ const NUMBERS_PER_LOOK: TopicNumber = 1024;
 /// A topic's floor rises when its oldest event is older than its limit by a twentieth, at most by so much: then, with 100,000 topics
 /// that all have an age, not every floor is written every second. The promise is ten seconds.
 const AGE_SLACK_MAX: Millis = 5_000;
+
+/// A topic that may be over its limits.
+struct Limited {
+    topic: Topic,
+    limits: Limits,
+    live: Amount,
+    floor: EventId,
+    /// Its events up to this id are to go, as its snapshot has them.
+    covered: EventId,
+}
 
 /// The cursors of an age: what lies up to `old` is older than that; what lies up to `overdue` is older by more than the slack.
 #[derive(Clone, Copy)]
@@ -60,9 +70,10 @@ impl RocksStore {
         let mut number = 0;
         loop {
             let (some, next) = self.limited_topics(policy, number);
-            for (topic, limits, live, floor) in some {
+            for Limited { topic, limits, live, floor, covered } in some {
                 let filter = Filter::new(vec![Pattern::from(topic.clone())], Vec::new());
                 let upto = self.cut(&db, &filter, &limits, live, floor, now, &mut aged)?;
+                let upto = upto.max(self.newest_covered(&db, &filter, floor, covered)?);
                 if upto > floor {
                     trims.push(Trim { topic: Some(topic), upto });
                 }
@@ -75,27 +86,42 @@ impl RocksStore {
     }
 
     /// Some topics from `number` on that may be over their limits; and where to go on.
-    #[expect(clippy::type_complexity, reason = "one caller, which takes it apart at once")]
-    fn limited_topics(
-        &self,
-        policy: &Policy,
-        number: TopicNumber,
-    ) -> (Vec<(Topic, Limits, Amount, EventId)>, Option<TopicNumber>) {
+    fn limited_topics(&self, policy: &Policy, number: TopicNumber) -> (Vec<Limited>, Option<TopicNumber>) {
         let directory = self.directory.read();
         let end = directory.next_topic().min(number.saturating_add(NUMBERS_PER_LOOK));
         let next = (end < directory.next_topic()).then_some(end);
         let rows = (number..end).filter_map(|n| directory.row(n)).filter(|row| row.live.events > 0);
-        let limited = rows.filter(|row| row.retention.is_some() || !policy.topics.is_empty());
-        let some: Vec<_> = limited
-            .map(|row| (row.topic.clone(), row.retention, row.live, row.floor.max(directory.log_floor)))
-            .collect();
+        let limited = rows.filter(|row| row.marks.retention.is_some() || !policy.topics.is_empty());
+        let some: Vec<_> =
+            limited.map(|row| (row.topic.clone(), row.marks, row.live, row.floor.max(directory.log_floor))).collect();
         drop(directory);
         // Patterns are matched without the lock.
-        let some = some.into_iter().filter_map(|(topic, own, live, floor)| {
-            let limits = own.unwrap_or_else(|| policy.for_topic(topic.as_str()));
-            (!limits.is_unlimited()).then_some((topic, limits, live, floor))
+        let some = some.into_iter().filter_map(|(topic, marks, live, floor)| {
+            let limits = marks.retention.unwrap_or_else(|| policy.for_topic(topic.as_str()));
+            let covered = marks.snapshot_at.filter(|_| limits.trim_to_snapshot).unwrap_or(0);
+            (!limits.is_unlimited()).then_some(Limited { topic, limits, live, floor, covered })
         });
         (some.collect(), next)
+    }
+
+    /// The newest event above `floor` that a snapshot which is true at `covered` covers; `floor` where there is none. Asks for more
+    /// than the topic's first event, which is remembered, only where there is one.
+    fn newest_covered(
+        &self,
+        db: &Handle<'_>,
+        filter: &Filter,
+        floor: EventId,
+        covered: EventId,
+    ) -> Result<EventId, StoreError> {
+        if covered <= floor || self.first_after(db, filter, floor)?.is_none_or(|first| first > covered) {
+            return Ok(floor);
+        }
+        let mut back = Back { cursor: covered, left: 1 };
+        while back.left > 0 {
+            back = self.read_backward(db, filter, back.left, back.cursor)?;
+        }
+        // It stopped right before that event.
+        Ok(covered.min(back.cursor + 1))
     }
 
     /// Up to which id `limits` ask the events of `filter` to be trimmed, of which `live` lie above `floor`.

@@ -3,25 +3,37 @@
 //! | column family | key | value |
 //! | --- | --- | --- |
 //! | `log` | id u64 BE | a record |
-//! | `topic` | name | number u32, floor u64, has retention u8, \[max_events u64, max_age u64, max_bytes u64\] |
+//! | `state` | topic number u32 BE, the event's key | id u64, its record as in `log`: the newest of each topic and key |
+//! | `topic` | name | number u32, floor u64, flags u8, \[max_events u64, max_age u64, max_bytes u64\], \[closed at u64\], \[snapshot at u64\] |
+//! | `snapshot` | topic number u32 BE | the id at which it is true u64, length of the content type as varint, content type, body |
+//! | `idempotency` | first id u64 BE | version u8 = 1, key's digest \[u8; 16\], request's digest \[u8; 16\], time u64, last − first id as varint |
 //! | `postings` | topic number u32 BE, segment u32 BE | for each event its offset in the segment (the first, then deltas) and its bytes, as varints |
 //! | `segment` | segment u32 BE | first time u64, last time u64, then per topic by number: number delta, events, bytes, last offset, as varints |
 //! | `meta` | name | see [`meta`] |
 //!
 //! Integers in values are big endian unless they are varints (LEB128).
 
+mod kept;
+
 use crate::event::{EventId, Millis};
 use crate::record::TopicNumber;
-use crate::store::Limits;
+
+pub use self::kept::{
+    Marks, TopicRow, decode_remembered, decode_snapshot, encode_remembered, encode_snapshot, state_event, state_key,
+    state_place, state_range,
+};
 
 pub const LOG: &str = "log";
+pub const STATE: &str = "state";
 pub const TOPIC: &str = "topic";
+pub const SNAPSHOT: &str = "snapshot";
+pub const IDEMPOTENCY: &str = "idempotency";
 pub const POSTINGS: &str = "postings";
 pub const SEGMENT: &str = "segment";
 pub const META: &str = "meta";
 
 /// All of them.
-pub const FAMILIES: [&str; 5] = [LOG, TOPIC, POSTINGS, SEGMENT, META];
+pub const FAMILIES: [&str; 8] = [LOG, STATE, TOPIC, SNAPSHOT, IDEMPOTENCY, POSTINGS, SEGMENT, META];
 
 /// The keys of the `meta` column family.
 pub mod meta {
@@ -40,7 +52,7 @@ pub mod meta {
 }
 
 /// The version of the layout that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A segment is a run of 65,536 ids: what the indexes are sealed by.
 pub type SegmentNumber = u32;
@@ -75,12 +87,13 @@ pub fn offset_of(id: EventId) -> Offset {
     Offset::try_from(id & u64::from(Offset::MAX)).expect("it was masked to 16 bits")
 }
 
+/// The key of the `log` and the `idempotency` column family.
 #[must_use]
 pub fn log_key(id: EventId) -> [u8; 8] {
     id.to_be_bytes()
 }
 
-/// The id that a key of the `log` column family stands for.
+/// The id that a key of the `log` or the `idempotency` column family stands for.
 #[must_use]
 pub fn log_id(key: &[u8]) -> Option<EventId> {
     key.try_into().ok().map(u64::from_be_bytes)
@@ -96,47 +109,6 @@ pub fn postings_key(topic: TopicNumber, segment: SegmentNumber) -> [u8; 8] {
 pub fn postings_place(key: &[u8]) -> Option<(TopicNumber, SegmentNumber)> {
     let both = u64::from_be_bytes(key.try_into().ok()?);
     Some((u32::try_from(both >> 32).ok()?, u32::try_from(both & u64::from(u32::MAX)).ok()?))
-}
-
-/// What the `topic` column family says of a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TopicRow {
-    pub number: TopicNumber,
-    pub floor: EventId,
-    pub retention: Option<Limits>,
-}
-
-impl TopicRow {
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(37);
-        out.extend_from_slice(&self.number.to_be_bytes());
-        out.extend_from_slice(&self.floor.to_be_bytes());
-        out.push(u8::from(self.retention.is_some()));
-        if let Some(l) = self.retention {
-            for n in [l.max_events, l.max_age, l.max_bytes] {
-                out.extend_from_slice(&n.to_be_bytes());
-            }
-        }
-        out
-    }
-
-    #[must_use]
-    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
-        let number = u32::from_be_bytes(take(&mut bytes)?);
-        let floor = u64::from_be_bytes(take(&mut bytes)?);
-        let [has_retention] = take(&mut bytes)?;
-        let retention = match has_retention {
-            0 => None,
-            1 => Some(Limits {
-                max_events: u64::from_be_bytes(take(&mut bytes)?),
-                max_age: u64::from_be_bytes(take(&mut bytes)?),
-                max_bytes: u64::from_be_bytes(take(&mut bytes)?),
-            }),
-            _ => return None,
-        };
-        bytes.is_empty().then_some(Self { number, floor, retention })
-    }
 }
 
 /// Two big-endian integers: the value of [`meta::TAIL`] and [`meta::HOLE`].
@@ -317,15 +289,8 @@ mod tests {
         }
 
         #[test]
-        fn topic_rows_round_trip(number: u32, floor: u64, limits: Option<(u64, u64, u64)>) {
-            let retention = limits.map(|(max_events, max_age, max_bytes)| Limits { max_events, max_age, max_bytes });
-            let row = TopicRow { number, floor, retention };
-            prop_assert_eq!(TopicRow::decode(&row.encode()), Some(row));
-        }
-
-        #[test]
         fn no_bytes_make_a_decoder_panic(bytes: Vec<u8>) {
-            let _ = (decode_postings(&bytes), Summary::decode(&bytes), TopicRow::decode(&bytes), read_pair(&bytes));
+            let _ = (decode_postings(&bytes), Summary::decode(&bytes), read_pair(&bytes));
         }
 
         #[test]

@@ -18,9 +18,11 @@ use rocksdb::{
 use super::ahead::{AHEAD_BYTES, Ahead};
 use super::directory::Directory;
 use super::layout::{
-    self, FAMILIES, FORMAT_VERSION, LOG, META, POSTINGS, SEGMENT, TOPIC, last_id, log_id, log_key, meta, pair,
+    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC, last_id, log_id,
+    log_key, meta, pair,
 };
 use super::recover::recover;
+use super::remembered::Keys;
 use super::{Handle, Options, RocksStore, index, resolve};
 use crate::event::EventId;
 use crate::record::{Record, TopicNumber};
@@ -35,6 +37,8 @@ pub struct Floors {
     log: AtomicU64,
     /// By topic number; 0 where nothing is trimmed.
     topics: RwLock<Vec<EventId>>,
+    /// What was remembered of publishes up to this event is forgotten.
+    keys: AtomicU64,
 }
 
 impl Floors {
@@ -51,6 +55,14 @@ impl Floors {
         topics[at] = topics[at].max(floor);
     }
 
+    pub fn forget_keys(&self, upto: EventId) {
+        self.keys.fetch_max(upto, Ordering::AcqRel);
+    }
+
+    pub fn keys(&self) -> EventId {
+        self.keys.load(Ordering::Acquire)
+    }
+
     fn below(&self, topic: TopicNumber, id: EventId) -> bool {
         id <= self.log.load(Ordering::Acquire)
             || self.topics.read().get(topic as usize).is_some_and(|&floor| id <= floor)
@@ -62,6 +74,10 @@ impl Floors {
             (Some(id), Ok((topic, _))) => self.below(topic, id),
             _ => false,
         }
+    }
+
+    fn drops_key(&self, key: &[u8]) -> bool {
+        log_id(key).is_some_and(|first| first <= self.keys())
     }
 
     fn drops_postings(&self, key: &[u8]) -> bool {
@@ -87,6 +103,7 @@ impl RocksStore {
             name: opened.name,
             db: RwLock::new(Some(opened.db)),
             directory: RwLock::new(opened.directory),
+            keys: Mutex::new(opened.keys),
             mark: Mutex::new(opened.mark),
             floors,
             poisoned: AtomicBool::new(false),
@@ -107,7 +124,11 @@ impl RocksStore {
         let db = self.db()?;
         let gone: Vec<_> = {
             let directory = self.directory.read();
-            directory.rows().filter(|(_, row)| directory.is_forgettable(row)).map(|(number, _)| number).collect()
+            directory
+                .rows()
+                .filter(|(_, row)| directory.is_forgettable_but_for_keys(row))
+                .map(|(number, _)| number)
+                .collect()
         };
         self.forget_some(&db, &gone)?;
         let floor = self.directory.read().log_floor;
@@ -134,12 +155,15 @@ impl RocksStore {
             directory.floors_told = before.floors_told + 1;
             *before = directory;
         }
+        self.keys.lock().replace(opened.keys);
         *self.mark.lock() = opened.mark;
         *self.resolved.lock() = resolve::Resolved::default();
         *self.summaries.lock() = index::Summaries::default();
         *db = Some(opened.db);
+        drop(db);
         self.poisoned.store(false, Ordering::Release);
-        Ok(())
+        // As after a start; what else `begin` does would go by floors that readers do not know yet.
+        self.move_earliest(&self.db()?)
     }
 }
 
@@ -157,6 +181,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 struct Opened {
     db: DB,
     directory: Directory,
+    keys: Keys,
     mark: Mark,
     name: Arc<str>,
 }
@@ -178,15 +203,16 @@ impl Opened {
         })?;
         let db = open_database(options, &dir, floors)?;
         let holder = RwLock::new(Some(db));
-        let (directory, name) = {
+        let (directory, keys, name) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
             let mut directory = recover(&db)?;
             skip_reserved(&db, &mut directory, reserved.unwrap_or(0))?;
-            (directory, name)
+            let keys = Keys::recover(&db, floors.keys(), directory.tail)?;
+            (directory, keys, name)
         };
         let db = holder.into_inner().expect("it was put there above");
-        Ok(Self { db, directory, mark, name })
+        Ok(Self { db, directory, keys, mark, name })
     }
 }
 
@@ -258,8 +284,17 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
         cf.set_compaction_filter("trimmed postings", move |_, key, _| decide(floors.drops_postings(key)));
         cf
     };
+    let remembered = {
+        let floors = floors.clone();
+        let mut cf = family(options, &cache);
+        cf.set_compaction_filter("forgotten keys", move |_, key, _| decide(floors.drops_key(key)));
+        cf
+    };
     let families = [
         ColumnFamilyDescriptor::new(LOG, log),
+        ColumnFamilyDescriptor::new(STATE, family(options, &cache)),
+        ColumnFamilyDescriptor::new(SNAPSHOT, family(options, &cache)),
+        ColumnFamilyDescriptor::new(IDEMPOTENCY, remembered),
         ColumnFamilyDescriptor::new(POSTINGS, postings),
         ColumnFamilyDescriptor::new(TOPIC, family(options, &cache)),
         ColumnFamilyDescriptor::new(SEGMENT, family(options, &cache)),

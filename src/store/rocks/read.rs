@@ -143,8 +143,13 @@ impl RocksStore {
         Ok(after.min(scan.upto).max(scan.after))
     }
 
-    pub(super) fn read_backward(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
-        let db = self.db()?;
+    pub(super) fn read_backward(
+        &self,
+        db: &Handle<'_>,
+        filter: &Filter,
+        n: u64,
+        upto: EventId,
+    ) -> Result<Back, StoreError> {
         let mut reader = self.reader(filter);
         let topics = reader.topics.clone();
         let floor = reader.log_floor;
@@ -160,7 +165,7 @@ impl RocksStore {
                 return Ok(Back { cursor: last, left });
             }
             looked += 1;
-            let plan = self.plan(&db, &topics, segment, (after, last), &mut looked)?;
+            let plan = self.plan(db, &topics, segment, (after, last), &mut looked)?;
             let mut stopped_at = None;
             let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
@@ -173,8 +178,8 @@ impl RocksStore {
             };
             match plan {
                 Plan::Nothing => {}
-                Plan::Seek(ids) => seek(&db, ids.into_iter().rev(), &mut visit)?,
-                Plan::Look => records_backward(&db, after, last, &mut visit)?,
+                Plan::Seek(ids) => seek(db, ids.into_iter().rev(), &mut visit)?,
+                Plan::Look => records_backward(db, after, last, &mut visit)?,
             }
             if let Some(cursor) = stopped_at {
                 return Ok(Back { cursor, left });

@@ -6,6 +6,7 @@
 use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
 
 use super::layout::{LOG, SEGMENT, SegmentNumber, TOPIC, first_id, last_id, log_key};
+use super::state::holds_keys;
 use super::trim::TOPICS_PER_LOOK;
 use super::{Handle, RocksStore};
 use crate::event::EventId;
@@ -111,12 +112,19 @@ impl RocksStore {
     /// Forgets those of `topics` of which the log's floor has left nothing and about which nothing else is to be remembered.
     pub(super) fn forget_some(&self, db: &Handle<'_>, topics: &[TopicNumber]) -> Result<(), StoreError> {
         for some in topics.chunks(TOPICS_PER_LOOK) {
+            let without_keys = self.without_keys(db, some)?;
+            if without_keys.is_empty() {
+                continue;
+            }
             let _no_append = self.naming.lock();
             let gone: Vec<(TopicNumber, Topic)> = {
                 let directory = self.directory.read();
-                let known = some.iter().filter_map(|&number| Some((number, directory.row(number)?)));
-                let gone = known.filter(|(_, row)| directory.is_forgettable(row));
-                gone.map(|(number, row)| (number, row.topic.clone())).collect()
+                let known =
+                    without_keys.iter().filter_map(|&(number, last)| Some((number, last, directory.row(number)?)));
+                // It has got no key since it was looked for, if it has got no event.
+                let gone =
+                    known.filter(|(_, last, row)| row.last == *last && directory.is_forgettable_but_for_keys(row));
+                gone.map(|(number, _, row)| (number, row.topic.clone())).collect()
             };
             if gone.is_empty() {
                 continue;
@@ -132,6 +140,24 @@ impl RocksStore {
             }
         }
         Ok(())
+    }
+
+    /// Those of `topics` that may be forgotten, each with its newest event: the state, where they may have keys, is looked into here,
+    /// before appends have to wait.
+    fn without_keys(&self, db: &Handle<'_>, topics: &[TopicNumber]) -> Result<Vec<(TopicNumber, EventId)>, StoreError> {
+        let candidates: Vec<_> = {
+            let directory = self.directory.read();
+            let known = topics.iter().filter_map(|&number| Some((number, directory.row(number)?)));
+            let candidates = known.filter(|(_, row)| directory.is_forgettable_but_for_keys(row));
+            candidates.map(|(number, row)| (number, row.last, row.marks.keyed)).collect()
+        };
+        let mut found = Vec::with_capacity(candidates.len());
+        for (number, last, keyed) in candidates {
+            if !(keyed && holds_keys(db, number)?) {
+                found.push((number, last));
+            }
+        }
+        Ok(found)
     }
 }
 

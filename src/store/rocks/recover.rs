@@ -58,8 +58,10 @@ fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), Stor
         if row.number >= directory.next_topic() {
             return Err(corrupt(&format!("topic {topic} has number {}, which was never given", row.number)));
         }
-        let TopicRow { number, floor, retention } = row;
-        topics.push((number, Row { floor, published: floor, settled: floor, retention, ..Row::new(topic) }));
+        let TopicRow { number, floor, marks } = row;
+        // Whatever the log has trimmed meanwhile: so far it came.
+        let last = floor.max(marks.closed.unwrap_or(0));
+        topics.push((number, Row { floor, published: floor, settled: floor, marks, last, ..Row::new(topic) }));
         rows.next();
     }
     rows.status().map_err(|e| StoreError::io("reading the topics")(&e))?;

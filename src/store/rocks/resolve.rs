@@ -15,7 +15,7 @@ use crate::store::Floor;
 use crate::topic::{Filter, Pattern};
 
 /// Numbers that are looked up under one hold of the directory's lock: at some nanoseconds each, appends wait for 0.02 ms.
-const NUMBERS_PER_LOOK: usize = 4096;
+pub const NUMBERS_PER_LOOK: usize = 4096;
 
 /// Names that are looked at under one hold of the directory's lock: at 0.1 µs each, appends wait for 0.1 ms.
 const NAMES_PER_LOOK: usize = 1024;

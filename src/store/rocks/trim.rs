@@ -55,6 +55,8 @@ fn sealed_amounts(
 impl RocksStore {
     pub(super) fn raise(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError> {
         let db = self.db()?;
+        // What else is remembered of these topics must not change, nor may they be forgotten, before their rows are written.
+        let _no_forgetting = self.naming.lock();
         let mut log_floor = self.directory.read().log_floor;
         let mut topics: BTreeMap<TopicNumber, (Topic, EventId)> = BTreeMap::new();
         // In the order in which they rose: a floor may be named twice, and a topic's that the log's has overtaken is none.
@@ -78,7 +80,7 @@ impl RocksStore {
                 if upto <= floor.max(log_floor) {
                     continue;
                 }
-                let row = TopicRow { number, floor: upto, retention: row.retention };
+                let row = TopicRow { floor: upto, ..row.stored(number) };
                 batch.put_cf(db.cf(TOPIC), topic.as_str(), row.encode());
                 topics.insert(number, (topic.clone(), upto));
                 rose.push(Trim { topic: Some(topic.clone()), upto });

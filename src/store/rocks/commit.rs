@@ -1,0 +1,142 @@
+//! Appending: one write batch carries the records, what they change in the state, what is to be remembered of them, and the new tail.
+//!
+//! What holds: what has no key and nothing to be remembered costs no look-up and no write beside its record's. Topics get their
+//! numbers, and become *keyed*, in the batch of the event that makes them so.
+
+use std::collections::{HashMap, HashSet};
+
+use rocksdb::WriteBatch;
+
+use super::directory::{Committed, Directory, Row};
+use super::layout::{
+    IDEMPOTENCY, LOG, META, STATE, TOPIC, TopicRow, encode_remembered, log_key, meta, pair, state_key,
+};
+use super::{Handle, KEY_BYTES, RocksStore};
+use crate::event::{Event, EventId, EventType, Key};
+use crate::record::{Record, TopicNumber};
+use crate::store::{Remembered, StoreError};
+use crate::topic::Topic;
+
+/// What an append writes, and what the directory is told when that is done.
+struct Prepared<'a> {
+    /// The records, the topics that are new, and the new tail.
+    batch: WriteBatch,
+    created: Vec<(&'a Topic, TopicNumber)>,
+    /// Topics that got their first key.
+    keyed: HashSet<TopicNumber>,
+    committed: Vec<Committed>,
+}
+
+/// What a record takes in a write batch beside its data: tags, lengths and its key.
+const BATCH_ENTRY_BYTES: usize = 48;
+
+/// What lies before the record in a row of the state: its id.
+const ID_BYTES: usize = size_of::<EventId>();
+
+impl RocksStore {
+    pub(super) fn commit_all(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
+        let Some(newest) = events.last() else { return Ok(()) };
+        let db = self.db()?;
+        self.reserve(newest.id)?;
+        let _no_forgetting = self.naming.lock();
+        let Prepared { mut batch, created, keyed, committed } = self.prepare(&db, events, newest);
+        for one in remembered {
+            batch.put_cf(db.cf(IDEMPOTENCY), log_key(one.first), encode_remembered(one));
+        }
+        self.write(&db, batch, false)?;
+        let mut directory = self.directory.write();
+        for (topic, number) in created {
+            directory.insert(number, Row::new(topic.clone()));
+        }
+        for number in keyed {
+            if let Some(row) = directory.row_mut(number) {
+                row.marks.keyed = true;
+            }
+        }
+        directory.committed(committed);
+        directory.tail = newest.id;
+        directory.last_time = newest.time;
+        drop(directory);
+        if !remembered.is_empty() {
+            self.keys.lock().remember(remembered);
+        }
+        Ok(())
+    }
+
+    fn prepare<'a>(&self, db: &Handle<'_>, events: &'a [Event], newest: &Event) -> Prepared<'a> {
+        let (log, topics, metas) = (db.cf(LOG), db.cf(TOPIC), db.cf(META));
+        let bytes = |e: &Event| (e.data.len() + BATCH_ENTRY_BYTES) << usize::from(e.key.is_some());
+        let mut batch = WriteBatch::with_capacity_bytes(events.iter().map(bytes).sum());
+        let mut committed = Vec::with_capacity(events.len());
+        let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
+        let mut keyed = HashSet::new();
+        let mut value = Vec::new();
+        let directory = self.directory.read();
+        let mut next = directory.next_topic();
+        for event in events {
+            let topic = directory.number(event.topic.as_str()).unwrap_or_else(|| {
+                *created.entry(&event.topic).or_insert_with(|| {
+                    let number = next;
+                    next += 1;
+                    batch.put_cf(topics, event.topic.as_str(), TopicRow::new(number).encode());
+                    number
+                })
+            });
+            value.clear();
+            value.extend_from_slice(&event.id.to_be_bytes());
+            record_of(event, topic).encode(&mut value);
+            let record = &value[ID_BYTES..];
+            batch.put_cf(log, log_key(event.id), record);
+            let bytes =
+                KEY_BYTES + u32::try_from(record.len()).expect("a record is smaller than a publish, which is bounded");
+            committed.push(Committed { id: event.id, topic, bytes, time: event.time });
+            if let Some(key) = &event.key {
+                keep(db, &directory, &mut batch, &mut keyed, (topic, event, key), &value);
+            }
+        }
+        if !created.is_empty() {
+            batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
+        }
+        batch.put_cf(metas, meta::TAIL, pair(newest.id, newest.time));
+        // In the order of their numbers: what lists numbers only grows at its end.
+        let mut created: Vec<_> = created.into_iter().collect();
+        created.sort_unstable_by_key(|(_, number)| *number);
+        Prepared { batch, created, keyed, committed }
+    }
+}
+
+/// Keeps an event as the newest of its key, or takes the key away where it has no data. `row` is what the state says of it.
+fn keep(
+    db: &Handle<'_>,
+    directory: &Directory,
+    batch: &mut WriteBatch,
+    keyed: &mut HashSet<TopicNumber>,
+    (topic, event, key): (TopicNumber, &Event, &Key),
+    row: &[u8],
+) {
+    let known = directory.row(topic);
+    let is_keyed = known.is_some_and(|row| row.marks.keyed) || keyed.contains(&topic);
+    if event.data.is_empty() {
+        if is_keyed {
+            batch.delete_cf(db.cf(STATE), state_key(topic, key.as_str()));
+        }
+        return;
+    }
+    if !is_keyed {
+        let mut stored = known.map_or_else(|| TopicRow::new(topic), |row| row.stored(topic));
+        stored.marks.keyed = true;
+        batch.put_cf(db.cf(TOPIC), event.topic.as_str(), stored.encode());
+        keyed.insert(topic);
+    }
+    batch.put_cf(db.cf(STATE), state_key(topic, key.as_str()), row);
+}
+
+fn record_of(event: &Event, topic: TopicNumber) -> Record<'_> {
+    Record {
+        topic,
+        time: event.time,
+        event: event.event.as_ref().map(EventType::as_str),
+        key: event.key.as_ref().map(Key::as_str),
+        data: &event.data,
+    }
+}

@@ -1,0 +1,250 @@
+//! Bundles: what a subscriber is given before its events, so that it need not have been there from the beginning: the state of its
+//! filter, or a topic's snapshot.
+//!
+//! What holds: a bundle is true at one id, which the tail has reached when it is handed out; those who ask for the same at the same time
+//! share one, and nobody is given one that was begun before something that it could know of already. Must not know sockets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::shared::Asker;
+use super::{Came, ReadingError};
+use crate::event::{EventId, EventRef};
+use crate::sse::{Floor, Form, json_event};
+use crate::store::{Store, StoreError};
+use crate::topic::Filter;
+
+/// Bytes of all bundles that are being sent: a quarter of a small machine, as for the bodies of publishes. What everybody shares counts
+/// once; a bundle goes when its last reader has it, or lets go of it.
+pub const BUNDLES_BYTES_MAX: usize = 256 << 20;
+
+/// The unit in which they are counted, and the least that one counts.
+const UNIT: usize = 1 << 10;
+
+/// Bytes of a piece: as much as a read of the log gives.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Which bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The newest event of each topic and key.
+    State,
+    /// What the publisher has put there for the filter's one topic.
+    Snapshot,
+}
+
+/// How it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dress {
+    Frames(Form),
+    /// A state's entries as JSON objects, separated by commas.
+    Objects,
+}
+
+/// A bundle to gather.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    pub kind: Kind,
+    pub filter: Arc<Filter>,
+    pub dress: Dress,
+}
+
+/// A bundle, shared by all who are sent it.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The id at which it is true. `None` where there is no snapshot.
+    pub at: Option<EventId>,
+    /// Up to where events of the filter were gone when it was gathered.
+    pub floor: Floor,
+    pieces: Vec<Bytes>,
+    _share: Vec<OwnedSemaphorePermit>,
+}
+
+impl Bundle {
+    /// The pieces that it is sent in; only all of them in order make sense.
+    #[must_use]
+    pub fn pieces(&self) -> &[Bytes] {
+        &self.pieces
+    }
+}
+
+/// Gathers the pieces of a bundle, within what all of them may take.
+struct Gathering {
+    room: Arc<Semaphore>,
+    share: Vec<OwnedSemaphorePermit>,
+    pieces: Vec<Bytes>,
+    piece: Vec<u8>,
+    bytes: usize,
+}
+
+impl Gathering {
+    fn new(room: Arc<Semaphore>) -> Self {
+        Self { room, share: Vec::new(), pieces: Vec::new(), piece: Vec::new(), bytes: 0 }
+    }
+
+    fn cut(&mut self) -> Result<(), ReadingError> {
+        let piece = Bytes::from(std::mem::take(&mut self.piece));
+        self.bytes += piece.len();
+        let units = u32::try_from(piece.len().div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let Ok(share) = self.room.clone().try_acquire_many_owned(units) else {
+            let alone = self.bytes > BUNDLES_BYTES_MAX;
+            return Err(if alone { ReadingError::TooLarge } else { ReadingError::Busy });
+        };
+        self.share.push(share);
+        // One that is far larger is sent in slices of it.
+        let mut rest = piece;
+        while rest.len() > 2 * PIECE_BYTES {
+            self.pieces.push(rest.split_to(PIECE_BYTES));
+        }
+        self.pieces.push(rest);
+        Ok(())
+    }
+
+    fn done(mut self, at: Option<EventId>, floor: Floor) -> Result<Bundle, ReadingError> {
+        if !self.piece.is_empty() {
+            self.cut()?;
+        }
+        Ok(Bundle { at, floor, pieces: self.pieces, _share: self.share })
+    }
+}
+
+/// Gathers a bundle. Blocks on the disk.
+fn gather(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> Result<Bundle, ReadingError> {
+    match wanted.kind {
+        Kind::State => gather_state(store, wanted, room),
+        Kind::Snapshot => gather_snapshot(store, wanted, room),
+    }
+}
+
+fn gather_state(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> Result<Bundle, ReadingError> {
+    let mut all = Gathering::new(room);
+    let mut failed = None;
+    let mut is_first = true;
+    let at = store.state(&wanted.filter, &mut |event: &EventRef<'_>| {
+        match wanted.dress {
+            Dress::Frames(form) => form.state_entry(&mut all.piece, event),
+            Dress::Objects => {
+                if !std::mem::take(&mut is_first) {
+                    all.piece.push(b',');
+                }
+                json_event(&mut all.piece, event);
+            }
+        }
+        if all.piece.len() >= PIECE_BYTES {
+            failed = all.cut().err();
+        }
+        if failed.is_some() { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        // Whatever floor there is, its events are in the state or have been replaced there.
+        None => all.done(Some(at), Floor::NONE),
+    }
+}
+
+fn gather_snapshot(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> Result<Bundle, ReadingError> {
+    let mut all = Gathering::new(room);
+    let topic = wanted.filter.single_topic();
+    let snapshot = match &topic {
+        Some(topic) => store.snapshot(topic.as_str())?,
+        None => None,
+    };
+    // After the snapshot was read: a floor that rises from now on is told by the hub.
+    let floor = store.floor(&wanted.filter);
+    let Some(snapshot) = snapshot else { return all.done(None, Floor::NONE) };
+    let body = std::str::from_utf8(&snapshot.body)
+        .map_err(|_| StoreError::Corrupt("a snapshot's body is not UTF-8".into()))?;
+    match wanted.dress {
+        Dress::Frames(form) => form.snapshot(&mut all.piece, snapshot.at, body),
+        Dress::Objects => all.piece.extend_from_slice(&snapshot.body),
+    }
+    all.done(Some(snapshot.at), floor)
+}
+
+/// Who gathers what, and who waits for it.
+#[derive(Default)]
+struct Flight {
+    /// Who comes while it is gathered gets the next one: this one may have been begun before what they know of.
+    next: Vec<Box<dyn Asker>>,
+    is_running: bool,
+    kept: Weak<Bundle>,
+    /// What `kept` holds of what changes without an event.
+    told: u64,
+}
+
+/// The bundles that are being gathered or sent.
+pub struct Bundles {
+    flights: Mutex<HashMap<Wanted, Flight>>,
+    room: Arc<Semaphore>,
+}
+
+impl Default for Bundles {
+    fn default() -> Self {
+        let room = Arc::new(Semaphore::new(BUNDLES_BYTES_MAX / UNIT));
+        Self { flights: Mutex::default(), room }
+    }
+}
+
+/// How one gets a bundle.
+pub enum Turn {
+    /// It is there.
+    Known(Arc<Bundle>),
+    /// Somebody sees to it, and answers the asker.
+    Wait,
+    /// Call [`Bundles::gather`], then [`Bundles::done`], until that says that nobody waits.
+    Lead(Vec<Box<dyn Asker>>),
+}
+
+impl Bundles {
+    /// `tail` and `told` (see [`Store::floors_told`]) are what the asker could know of.
+    #[must_use]
+    pub fn turn(&self, wanted: &Wanted, tail: EventId, told: u64, asker: Box<dyn Asker>) -> Turn {
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get_mut(wanted) {
+            if let Some(kept) = flight.kept.upgrade()
+                && flight.told == told
+                && (wanted.kind == Kind::Snapshot || kept.at.is_some_and(|at| at >= tail))
+            {
+                return Turn::Known(kept);
+            }
+            if flight.is_running {
+                flight.next.push(asker);
+                return Turn::Wait;
+            }
+        }
+        flights.retain(|_, flight| flight.is_running || flight.kept.strong_count() > 0);
+        flights.insert(wanted.clone(), Flight { is_running: true, ..Flight::default() });
+        Turn::Lead(vec![asker])
+    }
+
+    /// Gathers it; blocks on the disk. Also gives [`Store::floors_told`] of before.
+    pub fn gather(&self, store: &dyn Store, wanted: &Wanted) -> (u64, Result<Arc<Bundle>, ReadingError>) {
+        let told = store.floors_told();
+        (told, gather(store, wanted, self.room.clone()).map(Arc::new))
+    }
+
+    /// Hands it to `waiting`, and gives those who have come meanwhile and still wait, for whom another one is to be gathered.
+    #[must_use]
+    pub fn done(
+        &self,
+        wanted: &Wanted,
+        told: u64,
+        done: &Result<Arc<Bundle>, ReadingError>,
+        waiting: Vec<Box<dyn Asker>>,
+    ) -> Option<Vec<Box<dyn Asker>>> {
+        for asker in waiting {
+            asker.answer(done.clone().map(Came::Bundle));
+        }
+        let mut flights = self.flights.lock();
+        let flight = flights.get_mut(wanted)?;
+        flight.told = told;
+        flight.kept = done.as_ref().map_or_else(|_| Weak::new(), Arc::downgrade);
+        let next: Vec<_> = std::mem::take(&mut flight.next).into_iter().filter(|asker| asker.waits()).collect();
+        flight.is_running = !next.is_empty();
+        flight.is_running.then_some(next)
+    }
+}
