@@ -3,9 +3,10 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 BIN := $(TARGET)/release/tidelog
 FEEDER := $(TARGET)/release/examples/quakes
 PARTS := append replay seek frames fanout
-BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs
+BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs board.mjs tokens.mjs
+PYTHON := $(or $(PYTHON_BIN),python3)
 
-.PHONY: help run demo test check audit bench bench-parts bench-peers deps deps-test
+.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers deps deps-test
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +19,14 @@ run: deps ## build, then serve ./tidelog-data on 127.0.0.1:4242
 demo: deps ## a week of earthquakes on a page, with a server to kill
 	cargo build --release --locked --bins --example quakes
 	@exec examples/quakes/demo.sh $(BIN) $(FEEDER)
+
+board: deps ## a page that loads its state from a database and stays in sync
+	cargo build --release --locked
+	@exec examples/with-tidelog.sh $(BIN) 4244 $(PYTHON) $(abspath examples/board/server.py)
+
+tokens: deps ## a long answer, token by token, that outlives its connections
+	cargo build --release --locked
+	@exec examples/with-tidelog.sh $(BIN) 4245 $(PYTHON) $(abspath examples/tokens/server.py)
 
 test: deps-test ## every test, those in a real browser too
 	cargo build --release --locked --bins --examples

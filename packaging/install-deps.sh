@@ -5,6 +5,7 @@ set -euo pipefail
 
 rust_wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$(dirname "$0")/../Cargo.toml")
 node_wanted=18.19 # Ubuntu 24.04 has that, Debian 12 a later 18
+python_wanted=3.9 # Debian 11 has that
 
 # True when $1 is version $2 or later.
 at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
@@ -27,6 +28,7 @@ has_chromium() {
     done
     return 1
 }
+has_python() { "${PYTHON_BIN:-python3}" -c "import sys, sqlite3; sys.exit(sys.version_info < (${python_wanted/./, }))" >/dev/null 2>&1; }
 # Whether apt-get has a Chromium that is none of those stubs. Their versions are like 2:1snap1-0ubuntu2.
 apt_has_chromium() {
     local candidate
@@ -43,6 +45,7 @@ missing() {
         has node || echo "nodejs Node.js $node_wanted or later, for the browser tests"
         has npm || echo "npm npm, for the browser tests"
         has_chromium || echo "chromium a Chromium, for the browser tests (or name one in CHROMIUM_BIN)"
+        has_python || echo "python3 Python $python_wanted or later, for the tests of the examples (or name one in PYTHON_BIN)"
         has strace || echo "strace strace, for the crash tests"
     fi
 }
