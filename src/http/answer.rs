@@ -158,6 +158,14 @@ impl Body {
         Some(TakenOver { subscription: *subscription, farewell, begun })
     }
 
+    /// Takes what a stream has before the log's.
+    pub fn first(&mut self) -> Bytes {
+        match &mut self.0 {
+            Kind::Stream(stream) => std::mem::take(&mut stream.next),
+            Kind::Full(_) | Kind::Pieces(_) => Bytes::new(),
+        }
+    }
+
     /// A stream that sends its client away, to come back later from `cursor`, or, without one, as it came.
     #[must_use]
     pub fn sent_away(framing: Framing, cursor: Option<EventId>, problem: &Problem) -> Self {

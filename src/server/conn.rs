@@ -62,11 +62,14 @@ pub async fn serve<H: Handle>(stream: TcpStream, peer: Peer, seat: Seat, handler
             Box::pin(serve_http2(socket, peer, handler, shared)).await;
             drop(seat);
         } else {
-            let plain = Plain { socket, read };
-            let to_lane = shared.lanes.get().is_some() && !peer.turned_away;
-            match plain.serve(peer, &handler, shared, to_lane).await {
-                Next::Hyper(socket) => serve_http1(socket, peer, seat, handler, shared).await,
+            match (Plain { socket, read }).serve(peer, &handler, shared, false).await {
+                // Boxed for the same reason.
+                Next::Hyper(socket) => Box::pin(serve_http1(socket, peer, seat, handler, shared)).await,
                 Next::Lane(plain) => to_a_lane(plain, seat, shared),
+                Next::Stream(Plain { socket, read }, stream) => {
+                    let taken = Taken { stream, keep_alive: true };
+                    hand_over(socket, read.freeze(), false, taken, seat, shared);
+                }
                 Next::End(socket) => socket.finish(false).await,
             }
         }
@@ -194,7 +197,11 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
     let parts = connection.into_parts();
     let (socket, unread) = (parts.io.into_inner(), ties.unread.load(Ordering::Relaxed));
     match done {
-        Done::Begun => hand_over(socket, parts.read_buf, unread, &ties, seat, shared),
+        Done::Begun => {
+            if let Some(taken) = ties.taken.lock().take() {
+                hand_over(socket, parts.read_buf, unread, taken, seat, shared);
+            }
+        }
         Done::Ended(ended) => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection broke off");
@@ -205,10 +212,8 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
 }
 
 /// Lets the wire serve the rest.
-fn hand_over(socket: Socket, ahead: Bytes, unread: bool, ties: &Ties, seat: Seat, shared: &Shared) {
-    let (Some(Taken { stream, keep_alive }), Some(wire)) = (ties.taken.lock().take(), shared.wire.get()) else {
-        return;
-    };
+fn hand_over(socket: Socket, ahead: Bytes, unread: bool, taken: Taken, seat: Seat, shared: &Shared) {
+    let (Taken { stream, keep_alive }, Some(wire)) = (taken, shared.wire.get()) else { return };
     match socket.into_std() {
         Ok(socket) => {
             let keep_alive = keep_alive && !shared.drain.is_cancelled();

@@ -152,10 +152,10 @@ async fn serve<H: Handle>(publishing: Publishing, on_lane: H, others: Others<H>,
             Err(error) => return tracing::warn!(%error, "a publisher cannot go on"),
         };
         let peer = Peer { turned_away: false };
-        match (Plain { socket, read }).serve(peer, &on_lane, &shared, false).await {
+        match (Plain { socket, read }).serve(peer, &on_lane, &shared, true).await {
             Next::Hyper(socket) => leave(socket, seat, others, &shared),
             Next::End(socket) => socket.finish(false).await,
-            Next::Lane(_) => unreachable!("it is on a lane"),
+            Next::Lane(_) | Next::Stream(..) => unreachable!("it is on a lane, which takes publishes only"),
         }
     };
     tokio::select! {

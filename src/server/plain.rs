@@ -1,5 +1,6 @@
-//! The short way for small publishes over HTTP/1.1: most of what a server of publishers does is this, so it is done without
-//! what only other requests need.
+//! The short way for small publishes and for streams over HTTP/1.1: most of what a server does is this, so it is done without
+//! what only other requests need. (While hyper has a request it holds some 20 KB, of which an allocator keeps a part for every stream
+//! that was begun in between.)
 //!
 //! What holds: it takes a request only when all of it is plain (`head`); every other one, with all that was read, is hyper's, and so is
 //! the connection from then on. Both ask the same handler, so an answer is the same on either way. At most a head and a body of
@@ -13,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use hyper::Response;
+use hyper::{Method, Response};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, Sleep};
 
@@ -21,7 +22,7 @@ use self::head::{Head, Look};
 use super::io::Socket;
 use super::{Handle, RequestBody, Shared};
 use crate::http::Peer;
-use crate::http::answer::Body;
+use crate::http::answer::{Body, TakenOver};
 
 /// What a connection's first read has room for, and what one keeps while it waits: the head of a browser's request, or a publish of
 /// ordinary size.
@@ -37,6 +38,8 @@ pub enum Next {
     Hyper(Socket),
     /// It publishes again and again, and has just sent another one.
     Lane(Plain),
+    /// A stream has begun: its head and its first bytes are written.
+    Stream(Plain, TakenOver),
     /// It has ended, or is to be ended.
     End(Socket),
 }
@@ -79,29 +82,46 @@ impl Deadline {
 }
 
 impl Plain {
-    /// Answers plain requests until there is one that is not, or the connection is to end. With `to_lane` it stays no longer than
-    /// for the first.
-    pub async fn serve<H: Handle>(mut self, peer: Peer, handler: &H, shared: &Shared, to_lane: bool) -> Next {
+    /// Answers plain requests until there is one that is not, or the connection is to end. On a lane that is all but publishes; beside
+    /// one, it stays no longer than for the first publish, or until a stream has begun.
+    pub async fn serve<H: Handle>(mut self, peer: Peer, handler: &H, shared: &Shared, on_lane: bool) -> Next {
         let header_timeout = shared.options.header_timeout;
         let head_bytes_max =
             usize::try_from(shared.options.header_bytes_max).unwrap_or(usize::MAX).min(head::HEAD_BYTES_MAX);
+        let to_lane = !on_lane && shared.lanes.get().is_some() && !peer.turned_away;
+        let gets = !on_lane && shared.wire.get().is_some() && !peer.turned_away;
         let mut deadline = Deadline::new(Instant::now() + header_timeout);
         let mut drained = pin!(shared.drain.cancelled());
-        let mut answered = false;
+        let mut published = false;
         loop {
-            let (more, missing) = match head::look(&self.read, head_bytes_max) {
-                Look::Plain(_) if answered && to_lane => return Next::Lane(self),
+            let (more, missing) = match head::look(&self.read, head_bytes_max, gets) {
+                Look::Plain(Head { request, .. }) if published && to_lane && request.method() == Method::POST => {
+                    return Next::Lane(self);
+                }
                 Look::Plain(head) => {
                     let Head { request, body_at, end } = head;
+                    let is_get = request.method() == Method::GET;
+                    published |= !is_get;
                     let body = Bytes::copy_from_slice(&self.read[body_at..end]);
-                    self.read.advance(end);
-                    let response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
+                    let mut response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
+                    if is_get && let Some(stream) = response.body_mut().take_over() {
+                        self.read.advance(end);
+                        let begun = begun(response);
+                        if self.socket.write_all(&begun).await.is_err() {
+                            return Next::End(self.socket);
+                        }
+                        return Next::Stream(self, stream);
+                    }
                     let goes_on = !peer.turned_away && !shared.drain.is_cancelled();
-                    let Some(answer) = written_out(response, goes_on) else { return Next::End(self.socket) };
+                    let Some(answer) = written_out(response, goes_on) else {
+                        // What is neither whole nor a stream that can be taken over is for hyper to write, which asks again: a GET
+                        // changes nothing. No publish is answered so.
+                        return if is_get { self.into_hyper() } else { Next::End(self.socket) };
+                    };
+                    self.read.advance(end);
                     if self.socket.write_all(&answer).await.is_err() || !goes_on {
                         return Next::End(self.socket);
                     }
-                    answered = true;
                     deadline.at = Instant::now() + header_timeout;
                     continue;
                 }
@@ -142,12 +162,21 @@ impl Plain {
     }
 }
 
-/// The whole answer as bytes; `None` when it is a stream, which no publish is answered with.
+/// The head of a stream that was taken over, and its first bytes.
+fn begun(response: Response<Body>) -> Vec<u8> {
+    let (head, mut body) = response.into_parts();
+    let mut out = Vec::with_capacity(512);
+    head::write(&mut out, &head, None, true);
+    head::chunk(&mut out, &body.first());
+    out
+}
+
+/// The whole answer as bytes; `None` when they are not all there.
 fn written_out(response: Response<Body>, goes_on: bool) -> Option<Vec<u8>> {
     let (head, body) = response.into_parts();
     let body = body.into_whole()?;
     let mut out = Vec::with_capacity(384 + body.len());
-    head::write(&mut out, &head, body.len(), goes_on);
+    head::write(&mut out, &head, Some(body.len()), goes_on);
     out.extend_from_slice(&body);
     Some(out)
 }

@@ -1,7 +1,7 @@
 //! Streams of the log over raw sockets: a few threads, each with an epoll loop over thousands of sockets, drive the cursors
 //! of those that only follow.
 //!
-//! hyper reads the request and writes the head; then its socket comes here ([`Wire::take`]). A follower that waits is a cursor, a
+//! `plain` or hyper reads the request and writes the head; then the socket comes here ([`Wire::take`]). A follower that waits is a cursor, a
 //! place in the hub and a socket, without a task and without a buffer; all that has gathered since its last write leaves in one.
 //! What holds: it is the same state machine as in `subscription/stream.rs`, driven by the same rules; a follower's chunk
 //! is full at `chunk::WRITE_BYTES`, and it has no more than one on its way, nor more than one read; each gets a bounded share of a turn; a stream that ends

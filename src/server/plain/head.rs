@@ -39,13 +39,20 @@ pub enum Look {
     Other,
 }
 
-/// Looks at the beginning of `bytes`, whose head may have at most `head_bytes_max`: a plain request is a POST over HTTP/1.1 with a body of a declared, small size that is there.
-pub fn look(bytes: &[u8], head_bytes_max: usize) -> Look {
-    const BEGINS: &[u8] = b"POST /";
-    let n = bytes.len().min(BEGINS.len());
-    if bytes[..n] != BEGINS[..n] {
+/// Looks at the beginning of `bytes`, whose head may have at most `head_bytes_max`: a plain request is a POST over HTTP/1.1 with a body
+/// of a declared, small size that is there, or, where `gets` are wanted, a GET without a body.
+pub fn look(bytes: &[u8], head_bytes_max: usize, gets: bool) -> Look {
+    let begins = |with: &[u8]| {
+        let n = bytes.len().min(with.len());
+        bytes[..n] == with[..n]
+    };
+    let method = if begins(b"POST /") {
+        Method::POST
+    } else if gets && begins(b"GET /") {
+        Method::GET
+    } else {
         return Look::Other;
-    }
+    };
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut lines);
     let body_at = match parsed.parse(bytes) {
@@ -53,41 +60,50 @@ pub fn look(bytes: &[u8], head_bytes_max: usize) -> Look {
         Ok(httparse::Status::Partial) if bytes.len() < head_bytes_max => return Look::PartOfHead,
         _ => return Look::Other,
     };
-    let (Some(1), Some(path), Some(len)) = (parsed.version, parsed.path, body_len(parsed.headers)) else {
+    let (Some(1), Some(path), Some(declared)) = (parsed.version, parsed.path, declared(parsed.headers).ok()) else {
         return Look::Other;
+    };
+    let len = match declared {
+        Some(len) if method == Method::POST => len,
+        None if method == Method::GET => 0,
+        _ => return Look::Other,
     };
     let end = body_at + len;
     if bytes.len() < end {
         return Look::PartOfBody(end - bytes.len());
     }
-    match request(&bytes[..body_at], path, parsed.headers) {
+    match request(method, &bytes[..body_at], path, parsed.headers) {
         Some(request) => Look::Plain(Head { request, body_at, end }),
         None => Look::Other,
     }
 }
 
-/// The declared length, when nothing else is said of how the body is sent, or of the connection.
-fn body_len(lines: &[httparse::Header<'_>]) -> Option<usize> {
+/// Something out of the ordinary is said of how the body is sent, or of the connection.
+struct OutOfTheOrdinary;
+
+/// The declared length, if there is one.
+fn declared(lines: &[httparse::Header<'_>]) -> Result<Option<usize>, OutOfTheOrdinary> {
     let mut len: Option<usize> = None;
     for line in lines {
         let is = |name: &HeaderName| line.name.eq_ignore_ascii_case(name.as_str());
         if is(&CONTENT_LENGTH) {
-            let digits = std::str::from_utf8(line.value).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()))?;
-            if len.replace(digits.parse().ok().filter(|n| *n <= BODY_BYTES_MAX)?).is_some() {
-                return None;
+            let digits = std::str::from_utf8(line.value).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+            let small = digits.and_then(|digits| digits.parse().ok()).filter(|n| *n <= BODY_BYTES_MAX);
+            if len.replace(small.ok_or(OutOfTheOrdinary)?).is_some() {
+                return Err(OutOfTheOrdinary);
             }
         } else if is(&CONNECTION) {
             if !line.value.eq_ignore_ascii_case(b"keep-alive") {
-                return None;
+                return Err(OutOfTheOrdinary);
             }
         } else if is(&TRANSFER_ENCODING) || is(&EXPECT) || is(&UPGRADE) {
-            return None;
+            return Err(OutOfTheOrdinary);
         }
     }
-    len
+    Ok(len)
 }
 
-fn request(head: &[u8], path: &str, lines: &[httparse::Header<'_>]) -> Option<Request<()>> {
+fn request(method: Method, head: &[u8], path: &str, lines: &[httparse::Header<'_>]) -> Option<Request<()>> {
     // One copy, of which all values are parts.
     let copy = Bytes::copy_from_slice(head);
     let part = |part: &[u8]| {
@@ -95,7 +111,7 @@ fn request(head: &[u8], path: &str, lines: &[httparse::Header<'_>]) -> Option<Re
         copy.slice(at..at + part.len())
     };
     let mut request = Request::new(());
-    *request.method_mut() = Method::POST;
+    *request.method_mut() = method;
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = Uri::from_maybe_shared(part(path.as_bytes())).ok()?;
     let headers = request.headers_mut();
@@ -107,8 +123,8 @@ fn request(head: &[u8], path: &str, lines: &[httparse::Header<'_>]) -> Option<Re
     Some(request)
 }
 
-/// Writes an answer's head as hyper does.
-pub fn write(out: &mut Vec<u8>, head: &response::Parts, body_len: usize, goes_on: bool) {
+/// Writes an answer's head as hyper does; without a length its body comes in chunks.
+pub fn write(out: &mut Vec<u8>, head: &response::Parts, body_len: Option<usize>, goes_on: bool) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');
@@ -120,11 +136,22 @@ pub fn write(out: &mut Vec<u8>, head: &response::Parts, body_len: usize, goes_on
     if !goes_on {
         line(out, "connection", b"close");
     }
-    if head.status != StatusCode::NO_CONTENT {
-        write!(out, "content-length: {body_len}\r\n").expect("writing to memory does not fail");
+    match body_len {
+        Some(_) if head.status == StatusCode::NO_CONTENT => {}
+        Some(len) => write!(out, "content-length: {len}\r\n").expect("writing to memory does not fail"),
+        None => line(out, "transfer-encoding", b"chunked"),
     }
     DATE.with_borrow_mut(|date| line(out, "date", date.now().as_bytes()));
     out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a chunk of a body that comes in chunks; nothing where there is nothing, as that would be its end.
+pub fn chunk(out: &mut Vec<u8>, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        write!(out, "{:x}\r\n", bytes.len()).expect("writing to memory does not fail");
+        out.extend_from_slice(bytes);
+        out.extend_from_slice(b"\r\n");
+    }
 }
 
 fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -160,14 +187,14 @@ mod tests {
     use super::*;
 
     fn plain(text: &str) -> Option<(Request<()>, String)> {
-        match look(text.as_bytes(), HEAD_BYTES_MAX) {
+        match look(text.as_bytes(), HEAD_BYTES_MAX, false) {
             Look::Plain(Head { request, body_at, end }) => Some((request, text[body_at..end].to_owned())),
             _ => None,
         }
     }
 
     fn is_other(text: &str) -> bool {
-        matches!(look(text.as_bytes(), HEAD_BYTES_MAX), Look::Other)
+        matches!(look(text.as_bytes(), HEAD_BYTES_MAX, false), Look::Other)
     }
 
     #[test]
@@ -185,7 +212,7 @@ mod tests {
         let text = "POST /topics/a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello";
         let head = text.len() - 5;
         for n in 0..text.len() {
-            match look(&text.as_bytes()[..n], HEAD_BYTES_MAX) {
+            match look(&text.as_bytes()[..n], HEAD_BYTES_MAX, true) {
                 Look::PartOfHead => assert!(n < head, "{n}"),
                 Look::PartOfBody(missing) => assert_eq!((n >= head, missing), (true, text.len() - n)),
                 Look::Plain(_) | Look::Other => panic!("{n}"),
@@ -227,6 +254,23 @@ mod tests {
     }
 
     #[test]
+    fn a_get_is_plain_where_it_is_wanted_and_has_no_body() {
+        let get = |lines: &str| format!("GET /topics/a?from=3 HTTP/1.1\r\nHost: h\r\n{lines}\r\nGET /next");
+        let look = |text: &str, gets| look(text.as_bytes(), HEAD_BYTES_MAX, gets);
+        let text = get("Accept: text/event-stream\r\n");
+        let Look::Plain(Head { request, body_at, end }) = look(&text, true) else { panic!("it is plain") };
+        assert_eq!((request.method(), body_at, &text[end..]), (&Method::GET, end, "GET /next"));
+        assert!(matches!(look(&text, false), Look::Other));
+        assert!(matches!(look("GE", true), Look::PartOfHead) && matches!(look("GE", false), Look::Other));
+        for lines in ["Content-Length: 0\r\n", "Content-Length: 5\r\n", "Connection: close\r\n", "Upgrade: h2c\r\n"] {
+            assert!(matches!(look(&get(lines), true), Look::Other), "{lines}");
+        }
+        for other in ["HEAD / HTTP/1.1\r\n\r\n", "GET / HTTP/1.0\r\n\r\n", "GET * HTTP/1.1\r\n\r\n"] {
+            assert!(matches!(look(other, true), Look::Other), "{other}");
+        }
+    }
+
+    #[test]
     fn an_answers_head_is_written_as_hyper_writes_it() {
         let mut response = hyper::Response::new(());
         *response.status_mut() = StatusCode::CREATED;
@@ -234,7 +278,7 @@ mod tests {
         let (head, ()) = response.into_parts();
         let written = |goes_on| {
             let mut out = Vec::new();
-            write(&mut out, &head, 7, goes_on);
+            write(&mut out, &head, Some(7), goes_on);
             String::from_utf8(out).unwrap()
         };
         let text = written(true);
@@ -242,5 +286,12 @@ mod tests {
         let date = date.strip_suffix("\r\n\r\n").unwrap();
         assert!(httpdate::parse_http_date(date).is_ok(), "{date}");
         assert!(written(false).contains("\r\nconnection: close\r\n"));
+        let mut out = Vec::new();
+        write(&mut out, &head, None, true);
+        chunk(&mut out, b"");
+        chunk(&mut out, &[b'x'; 17]);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\r\ntransfer-encoding: chunked\r\n") && !text.contains("content-length"), "{text}");
+        assert!(text.ends_with("\r\n\r\n11\r\nxxxxxxxxxxxxxxxxx\r\n"), "{text}");
     }
 }
