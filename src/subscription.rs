@@ -289,6 +289,8 @@ pub struct Subscription {
 /// How far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// It begins at the tail, and is told so whatever has come since.
+    AtTail,
     /// It has not been at the edge since it began, or since it last read from disk.
     Behind,
     Live,
@@ -330,6 +332,7 @@ impl Subscription {
     /// Begins at `start`. `key` is the subscriber's in the hub, attached for the same filter and this start.
     #[must_use]
     pub fn new(key: SubscriberKey, filter: Arc<Filter>, start: Start, options: Options, now: Millis) -> Self {
+        let at_tail = start.cursor >= start.tail && start.gap.is_none() && start.bundle.is_none();
         let bundle = start.bundle.map(|bundle| Bundling::Sending(bundle, 0));
         let owed = Owed { gap: start.gap, bundle, read: None, until: (!options.follow).then_some(start.tail) };
         Self {
@@ -339,7 +342,7 @@ impl Subscription {
             sent_id: start.cursor,
             sent: now,
             told: 0,
-            stage: Stage::Behind,
+            stage: if at_tail { Stage::AtTail } else { Stage::Behind },
             bundle: options.bundle,
             reads: 0,
             owed: Some(Box::new(owed)).filter(|owed| !owed.is_nothing()),
@@ -369,7 +372,8 @@ impl Subscription {
             let mut hub = hub.lock();
             let floor = if is_sending { Floor::NONE } else { hub.floor(self.key) };
             self.cursor = self.cursor.max(hub.passed(self.key));
-            let owes = self.owed.as_ref().is_some_and(|owed| owed.comes_first())
+            let owes = self.stage == Stage::AtTail
+                || self.owed.as_ref().is_some_and(|owed| owed.comes_first())
                 || floor.id > self.told && self.cursor < floor.id;
             // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
             let place = (!owes && until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
@@ -381,6 +385,9 @@ impl Subscription {
         }
         if let Some(want) = self.bundled(now) {
             return want;
+        }
+        if self.stage == Stage::AtTail {
+            return self.live(log, now);
         }
         let read = self.owed.as_mut().and_then(|owed| owed.read.take());
         self.owed = self.owed.take().filter(|owed| !owed.is_nothing());
@@ -470,6 +477,7 @@ impl Subscription {
 
     fn tell(&mut self, gap: Gap, now: Millis) -> Want {
         self.told = self.told.max(gap.earliest - 1);
+        self.stage = Stage::Behind;
         if self.bundle.is_some() {
             // What was read of the log for the time before is not owed any more: the bundle stands for it.
             let owed = self.owed.get_or_insert_default();
@@ -518,7 +526,7 @@ impl Subscription {
     /// Nothing more comes, as all topics were closed.
     fn at_end(&mut self, last: EventId, log: &str, now: Millis) -> Want {
         match self.stage {
-            Stage::Behind => self.live(log, now),
+            Stage::AtTail | Stage::Behind => self.live(log, now),
             Stage::Live => {
                 self.stage = Stage::Closed;
                 Want::Emit(self.control(self.cursor, &Control::Closed { last }, now))
@@ -574,6 +582,7 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Event;
     use crate::hub;
 
     #[test]
@@ -597,5 +606,22 @@ mod tests {
             }
         }
         assert_eq!(sizes, [4 << 10, 16 << 10, READ_BYTES, READ_BYTES]);
+    }
+
+    #[test]
+    fn who_begins_at_the_tail_is_told_so_whatever_has_come_since() {
+        let hub: Mutex<Hub<()>> = Mutex::new(Hub::new(hub::Options::default(), 7));
+        let filter = Arc::new(Filter::all());
+        let (key, _) = hub.lock().attach(&filter, 0, 0);
+        let start = Start { cursor: 7, tail: 7, earliest: 1, gap: None, trims: 0, bundle: None };
+        let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
+        let mut machine = Subscription::new(key, filter, start, options, 0);
+        let topic = crate::topic::Topic::parse("a").unwrap();
+        hub.lock().push(vec![Event { id: 8, topic, event: None, key: None, time: 0, data: "x".into() }]);
+        for expected in ["id: 7\nevent: tidelog.live\n", "id: 8\ndata: x\n"] {
+            let Want::Emit(bytes) = machine.next(&hub, "log", 0, || ()) else { panic!("{expected}") };
+            assert!(bytes.starts_with(expected.as_bytes()), "{bytes:?}");
+        }
+        assert!(matches!(machine.next(&hub, "log", 0, || ()), Want::Wait));
     }
 }
