@@ -264,8 +264,8 @@ pub trait Store: Send + Sync + 'static {
     /// Readers know the floors that were raised: what lies below them is no longer found, and may go.
     fn floors_published(&self);
 
-    /// How often floors were published, or the store was opened again: what is read of ids that are durable, up to the same id, is the
-    /// same as long as this does not change. Does not block.
+    /// How often floors were published, a snapshot was kept, or the store was opened again: what is read of ids that are durable, up to
+    /// the same id, and a snapshot, are the same as long as this does not change. Does not block.
     fn floors_told(&self) -> u64;
 
     /// Sets or forgets a topic's own retention.

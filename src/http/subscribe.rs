@@ -89,7 +89,8 @@ async fn stream(
     let log = &api.inner.log;
     let mut response = Response::new(Body::empty());
     positions(api, response.headers_mut(), start.earliest, start.tail);
-    let ends = !follow || log.closed(&asked.filter).is_some();
+    // One that was closed behind the beginning, after events of then, owes them still.
+    let ends = !follow || log.closed(&asked.filter).is_some_and(|last| last <= start.tail);
     if asked.wish.by_header && ends && !log.owes(&asked.filter, &start).await? {
         *response.status_mut() = StatusCode::NO_CONTENT;
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -266,8 +267,10 @@ fn page_json(page: &Page, log: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Gap;
+    use crate::event::NewEvent;
+    use crate::log::{self, Gap, Log};
     use crate::sse::GapReason;
+    use crate::topic::Topic;
     use hyper::Request;
 
     fn ask(accept: &str, target: &str, pattern: Option<&str>) -> Result<Asked, Error> {
@@ -336,6 +339,27 @@ mod tests {
             assert!(matches!(ask("*/*", target, pattern), Err(Error::Query(_))), "{target}");
         }
         assert!(ask("*/*", "/topics/*?from=state", Some("*")).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_was_closed_behind_a_beginning_owes_what_came_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(log::Options::new(dir.path())).unwrap();
+        let api = Api::new(log.clone(), super::super::Options::default());
+        let topic = Topic::parse("a").unwrap();
+        let publish = || log.append(vec![NewEvent { topic: topic.clone(), event: None, key: None, data: "x".into() }]);
+        let mut request = Request::builder().uri("/topics/a").body(()).unwrap().into_parts().0;
+        request.headers.insert(begin::LAST_EVENT_ID, HeaderValue::from(1));
+        let asked = asked(&request, Some(Pattern::parse("a").unwrap())).unwrap();
+        publish().await.unwrap();
+        let before = start(&api, &request, &asked).await.unwrap();
+        publish().await.unwrap();
+        log.close_topic(&topic).await.unwrap();
+        let answered = |start| stream(&api, &request, &asked, start, Form::Sse, true);
+        assert_eq!(answered(before).await.unwrap().status(), StatusCode::OK);
+        let at_end = Start { cursor: 2, ..start(&api, &request, &asked).await.unwrap() };
+        assert_eq!(answered(at_end).await.unwrap().status(), StatusCode::NO_CONTENT);
+        log.close().await;
     }
 
     #[test]

@@ -232,7 +232,9 @@ impl Store for ModelStore {
     }
 
     fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.state.lock().snapshots.insert(topic.clone(), snapshot.clone());
+        let mut state = self.state.lock();
+        state.snapshots.insert(topic.clone(), snapshot.clone());
+        state.floors_told += 1;
         Ok(())
     }
 

@@ -14,14 +14,14 @@ use tokio::net::TcpStream;
 
 use crate::support::{TOO_LONG, TestServer};
 
-type Sender = SendRequest<Full<Bytes>>;
+pub type Sender = SendRequest<Full<Bytes>>;
 
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
+pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(TOO_LONG, future).await.expect("it takes too long")
 }
 
 /// A connection whose streams take `window` bytes each before they are read.
-async fn connect(server: &TestServer, window: u32) -> Sender {
+pub async fn connect(server: &TestServer, window: u32) -> Sender {
     let socket = TokioIo::new(TcpStream::connect(server.addr).await.unwrap());
     let mut builder = Builder::new(TokioExecutor::new());
     // The connection's own window is large, so that a stream can only stall itself.
@@ -31,7 +31,7 @@ async fn connect(server: &TestServer, window: u32) -> Sender {
     sender
 }
 
-async fn send(
+pub async fn send(
     sender: &mut Sender,
     method: &str,
     target: &str,
@@ -54,14 +54,14 @@ async fn publish(sender: &mut Sender, topic: &str, data: &str) -> u64 {
     serde_json::from_slice::<serde_json::Value>(&body).unwrap()["id"].as_u64().unwrap()
 }
 
-struct Stream {
-    body: Incoming,
+pub struct Stream {
+    pub body: Incoming,
     decoder: Decoder,
     rest: Vec<u8>,
 }
 
 impl Stream {
-    async fn open(sender: &mut Sender, target: &str, headers: &[(&str, &str)]) -> Self {
+    pub async fn open(sender: &mut Sender, target: &str, headers: &[(&str, &str)]) -> Self {
         let response = send(sender, "GET", target, headers, "").await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -70,7 +70,7 @@ impl Stream {
     }
 
     /// `Err`: how it was broken off.
-    async fn next(&mut self) -> Result<Message, hyper::Error> {
+    pub async fn next(&mut self) -> Result<Message, hyper::Error> {
         loop {
             let mut rest = &self.rest[..];
             let message = self.decoder.next(&mut rest).unwrap();
@@ -83,7 +83,7 @@ impl Stream {
         }
     }
 
-    async fn event(&mut self) -> Message {
+    pub async fn event(&mut self) -> Message {
         loop {
             let message = self.next().await.unwrap();
             if message.event != "tidelog.live" {

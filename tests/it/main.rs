@@ -13,9 +13,12 @@
 )]
 
 mod bench;
+mod bundle;
 mod cli;
+mod close;
 mod contract;
 mod crash;
+mod crash_kept;
 mod disk;
 mod drain;
 mod fsync;
@@ -23,3 +26,4 @@ mod http2;
 mod refusals;
 mod seam;
 mod support;
+mod terms;

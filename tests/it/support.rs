@@ -173,6 +173,13 @@ impl TestServer {
         Stream::open(self.addr, target, headers).unwrap()
     }
 
+    /// The value of one metric.
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = self.get("/metrics", &[]).body;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
+    }
+
     pub fn tail(&self) -> u64 {
         self.ask("HEAD", "/events", &[], b"").header("tidelog-tail").unwrap().parse().unwrap()
     }
@@ -391,6 +398,11 @@ impl Conn {
         }
     }
 
+    /// Waits until an answer has begun, and reads none of it but its first bytes.
+    pub fn peek(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() { self.more() } else { Ok(()) }
+    }
+
     /// Everything up to where the peer closes the connection, or resets it.
     pub fn until_closed(&mut self) -> Vec<u8> {
         while self.more().is_ok() {}
@@ -444,13 +456,22 @@ impl Stream {
         Self::over(Conn::connect(addr)?, target, headers)
     }
 
-    pub fn over(mut conn: Conn, target: &str, headers: &[(&str, &str)]) -> io::Result<Self> {
+    pub fn over(conn: Conn, target: &str, headers: &[(&str, &str)]) -> io::Result<Self> {
+        let stream = Self::or_nothing(conn, target, headers)?;
+        stream.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "204 instead of a stream"))
+    }
+
+    /// `None` where the answer is that nothing more is owed.
+    pub fn or_nothing(mut conn: Conn, target: &str, headers: &[(&str, &str)]) -> io::Result<Option<Self>> {
         conn.request("GET", target, headers, b"")?;
         let head = conn.head()?;
+        if head.status == 204 {
+            return Ok(None);
+        }
         if head.status != 200 || head.header("transfer-encoding") != Some("chunked") {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{head:?}")));
         }
-        Ok(Self { head, conn, decoder: Decoder::default(), rest: Vec::new(), raw: None, end: None })
+        Ok(Some(Self { head, conn, decoder: Decoder::default(), rest: Vec::new(), raw: None, end: None }))
     }
 
     /// Keeps the bytes that come.
@@ -487,15 +508,19 @@ impl Stream {
 
     /// The next event, control events too; `None` when the stream has ended.
     pub fn next(&mut self) -> Option<Event> {
+        let deadline = Instant::now() + TOO_LONG;
         loop {
             let mut rest = &self.rest[..];
             let message = self.decoder.next(&mut rest).unwrap();
             let taken = self.rest.len() - rest.len();
             self.rest.drain(..taken);
             if let Some(message) = message {
-                let id = message.id.parse().unwrap_or_else(|_| panic!("an event without an id: {message:?}"));
+                // The entries of a state have none: they keep what the stream has said before, if it has said anything.
+                let id = if message.event == "tidelog.state" && message.id.is_empty() { "0" } else { &message.id };
+                let id = id.parse().unwrap_or_else(|_| panic!("an event without an id: {message:?}"));
                 return Some(Event { id, event: message.event, data: message.data });
             }
+            assert!(Instant::now() < deadline, "the stream says nothing but that it is there for {TOO_LONG:?}");
             let bytes = self.bytes()?;
             self.rest.extend_from_slice(&bytes);
         }
@@ -530,6 +555,7 @@ impl Stream {
 
     /// The next line of JSON lines, heartbeats left out.
     pub fn line(&mut self) -> Value {
+        let deadline = Instant::now() + TOO_LONG;
         loop {
             if let Some(end) = self.rest.iter().position(|&b| b == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
@@ -538,6 +564,7 @@ impl Stream {
                 }
                 continue;
             }
+            assert!(Instant::now() < deadline, "the stream says nothing but that it is there for {TOO_LONG:?}");
             let bytes = self.bytes().expect("the stream goes on");
             self.rest.extend_from_slice(&bytes);
         }

@@ -16,6 +16,7 @@ impl RocksStore {
             changing.row.marks.snapshot_at = Some(snapshot.at);
             changing.batch.put_cf(db.cf(SNAPSHOT), changing.row.number.to_be_bytes(), encode_snapshot(snapshot));
         })?;
+        self.directory.write().floors_told += 1;
         Ok(())
     }
 
