@@ -297,6 +297,14 @@ impl<W> Hub<W> {
         self.get(key).map_or(0, |s| if s.waiting == NOWHERE { s.jump } else { self.tail })
     }
 
+    /// It begins again, maybe at a smaller id: nothing counts as seen any more.
+    pub fn begin_again(&mut self, key: SubscriberKey) {
+        self.stop_waiting(key);
+        if let Some(subscriber) = self.get_mut(key) {
+            subscriber.jump = 0;
+        }
+    }
+
     /// The filter that it shares with all that have an equal one.
     #[must_use]
     pub fn filter(&self, key: SubscriberKey) -> Option<Arc<Filter>> {
@@ -437,11 +445,17 @@ impl<W> Hub<W> {
     /// Moves the tail over ids that stay without an event, and gives whom to wake.
     pub fn skip_to(&mut self, tail: EventId) -> Vec<W> {
         if tail > self.tail {
-            self.ring.clear();
-            self.ring_bytes = 0;
-            (self.tail, self.ring_after) = (tail, tail);
+            self.tail = tail;
+            self.forget();
         }
         self.reached().collect()
+    }
+
+    /// Forgets what the ring holds: the store has all of it, but for what it may hide by now.
+    pub fn forget(&mut self) {
+        self.ring.clear();
+        self.ring_bytes = 0;
+        self.ring_after = self.tail;
     }
 
     /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.
@@ -501,6 +515,16 @@ impl<W> Hub<W> {
     pub fn close(&mut self, topic: &str, closed: impl Fn(&Filter) -> Option<EventId>) -> Vec<W> {
         let mut concerned = Vec::new();
         self.matcher.each(topic, &mut |at| concerned.push(at));
+        self.close_each(concerned, closed)
+    }
+
+    /// The same where any topic may have been closed.
+    pub fn close_any(&mut self, closed: impl Fn(&Filter) -> Option<EventId>) -> Vec<W> {
+        let all = self.filters.iter().map(|(at, _)| at).collect();
+        self.close_each(all, closed)
+    }
+
+    fn close_each(&mut self, concerned: Vec<usize>, closed: impl Fn(&Filter) -> Option<EventId>) -> Vec<W> {
         let mut wakes = Vec::new();
         for at in concerned {
             let Some(live) = self.filters.get_mut(at).filter(|live| live.filter.is_literal()) else { continue };

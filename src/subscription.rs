@@ -365,13 +365,23 @@ impl Subscription {
 
     /// What is next. `log` is the log's name; `wake` is asked for when the answer is to wait.
     pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, log: &str, now: Millis, wake: impl FnOnce() -> W) -> Want {
+        if self.stage == Stage::Closed {
+            // Not even a gap that is found now.
+            return Want::End;
+        }
         let until = self.owed.as_ref().and_then(|owed| owed.until);
         // Nothing comes between the pieces of a bundle.
         let is_sending = self.owed.as_ref().is_some_and(|owed| matches!(owed.bundle, Some(Bundling::Sending(..))));
         let (floor, closed, place) = {
             let mut hub = hub.lock();
-            let floor = if is_sending { Floor::NONE } else { hub.floor(self.key) };
-            self.cursor = self.cursor.max(hub.passed(self.key));
+            let floor = if is_sending {
+                // A snapshot may be true at an id that lies before what was seen.
+                hub.begin_again(self.key);
+                Floor::NONE
+            } else {
+                self.cursor = self.cursor.max(hub.passed(self.key));
+                hub.floor(self.key)
+            };
             let owes = self.stage == Stage::AtTail
                 || self.owed.as_ref().is_some_and(|owed| owed.comes_first())
                 || floor.id > self.told && self.cursor < floor.id;
@@ -527,11 +537,10 @@ impl Subscription {
     fn at_end(&mut self, last: EventId, log: &str, now: Millis) -> Want {
         match self.stage {
             Stage::AtTail | Stage::Behind => self.live(log, now),
-            Stage::Live => {
+            Stage::Live | Stage::Closed => {
                 self.stage = Stage::Closed;
                 Want::Emit(self.control(self.cursor, &Control::Closed { last }, now))
             }
-            Stage::Closed => Want::End,
         }
     }
 

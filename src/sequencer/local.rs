@@ -343,7 +343,7 @@ pub fn tell_floors<W>(hub: &mut Hub<W>, rose: Vec<Trim>) {
 }
 
 /// Delivers what is in the log beyond the hub's tail, as after a commit that failed and was written all the same, and tells the
-/// readers of ids that were skipped.
+/// readers of ids that were skipped, and of topics whose closing had failed and was written all the same.
 ///
 /// # Errors
 /// When the log cannot be read.
@@ -360,10 +360,14 @@ pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)
         wake(wakes);
     }
     // In one hold of the lock: who reads over the skipped ids must know of them by then. And filter by filter: one topic's floor is
-    // no reason to forget, or to miss, what the ring holds of others.
+    // no reason to tell the others' readers of a gap.
     let mut hub = hub.lock();
-    let wakes = hub.skip_to(tail);
+    let mut wakes = hub.skip_to(tail);
+    // A trim or a DELETE that failed may have been written all the same: the ring would go on handing out what it took, also when it
+    // is repeated, as no floor rises then.
+    hub.forget();
     hub.raise_floors(|filter| store.floor(filter));
+    wakes.extend(hub.close_any(|filter| store.closed(filter)));
     drop(hub);
     wake(wakes);
     Ok(())

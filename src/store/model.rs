@@ -14,7 +14,7 @@ use crate::event::{Digest, Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
 
-/// How appends fail.
+/// How writes fail.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Failing {
     /// They do not.
@@ -53,6 +53,16 @@ struct State {
 }
 
 impl State {
+    /// An error where nothing is to be written.
+    fn write_begins(&self) -> Result<(), StoreError> {
+        if self.failing == Failing::Unwritten { Err(failed_write()) } else { Ok(()) }
+    }
+
+    /// An error though `done` was written, where that is how writes fail.
+    fn write_ends<T>(&self, done: T) -> Result<T, StoreError> {
+        if self.failing == Failing::Written { Err(failed_write()) } else { Ok(done) }
+    }
+
     /// The topics of which something is remembered.
     fn known(&self) -> BTreeSet<&Topic> {
         let keyed = self.keyed.keys().map(|(topic, _)| topic);
@@ -89,6 +99,10 @@ impl State {
     }
 }
 
+fn failed_write() -> StoreError {
+    StoreError::Io { doing: "writing", cause: "the model was told to fail".into() }
+}
+
 fn matches(filter: &Filter, event: &Event) -> bool {
     filter.matches_topic(event.topic.as_str()) && filter.matches_type(event.event.as_ref().map(EventType::as_str))
 }
@@ -108,9 +122,15 @@ impl ModelStore {
         Self { scan_max, ..Self::default() }
     }
 
-    /// Makes appends fail, or succeed again.
+    /// Makes writes fail, or succeed again.
     pub fn set_failing(&self, failing: Failing) {
         self.state.lock().failing = failing;
+    }
+
+    /// How writes fail now.
+    #[must_use]
+    pub fn failing(&self) -> Failing {
+        self.state.lock().failing
     }
 
     /// Makes the next [`Store::reopen`] leave a hole of so many ids.
@@ -160,10 +180,7 @@ impl Store for ModelStore {
 
     fn commit(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        let failed = Err(StoreError::Io { doing: "writing", cause: "the model was told to fail".into() });
-        if state.failing == Failing::Unwritten {
-            return failed;
-        }
+        state.write_begins()?;
         for event in events {
             assert!(event.id > state.tail && event.time >= state.last_time, "ids rise and times do not fall");
             (state.tail, state.last_time) = (event.id, event.time);
@@ -173,7 +190,7 @@ impl Store for ModelStore {
             state.events.insert(event.id, event.clone());
         }
         state.remembered.extend(remembered);
-        if state.failing == Failing::Written { failed } else { Ok(()) }
+        state.write_ends(())
     }
 
     fn remembered(&self, key: Digest) -> Result<Option<Remembered>, StoreError> {
@@ -198,8 +215,10 @@ impl Store for ModelStore {
 
     fn close_topic(&self, topic: &Topic) -> Result<EventId, StoreError> {
         let mut state = self.state.lock();
+        state.write_begins()?;
         let last = state.lasts.get(topic).copied().unwrap_or(0);
-        Ok(*state.closed.entry(topic.clone()).or_insert(last))
+        let last = *state.closed.entry(topic.clone()).or_insert(last);
+        state.write_ends(last)
     }
 
     fn closed_at(&self, topic: &str) -> Option<EventId> {
@@ -209,9 +228,11 @@ impl Store for ModelStore {
 
     fn delete_topic(&self, topic: &Topic) -> Result<Option<Trim>, StoreError> {
         let mut state = self.state.lock();
+        state.write_begins()?;
         state.keyed.retain(|(t, _), _| t != topic);
         state.snapshots.remove(topic);
-        Ok(state.raise(topic, EventId::MAX))
+        let rose = state.raise(topic, EventId::MAX);
+        state.write_ends(rose)
     }
 
     fn state(
@@ -233,9 +254,10 @@ impl Store for ModelStore {
 
     fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError> {
         let mut state = self.state.lock();
+        state.write_begins()?;
         state.snapshots.insert(topic.clone(), snapshot.clone());
         state.floors_told += 1;
-        Ok(())
+        state.write_ends(())
     }
 
     fn snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError> {
@@ -272,6 +294,7 @@ impl Store for ModelStore {
 
     fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError> {
         let mut state = self.state.lock();
+        state.write_begins()?;
         let mut rose = Vec::new();
         for trim in trims {
             match &trim.topic {
@@ -285,7 +308,7 @@ impl Store for ModelStore {
                 Some(topic) => rose.extend(state.raise(topic, trim.upto)),
             }
         }
-        Ok(rose)
+        state.write_ends(rose)
     }
 
     fn floors_published(&self) {
@@ -302,11 +325,12 @@ impl Store for ModelStore {
 
     fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
         let mut state = self.state.lock();
+        state.write_begins()?;
         match limits {
             Some(limits) => state.retention.insert(topic.clone(), limits),
             None => state.retention.remove(topic),
         };
-        Ok(())
+        state.write_ends(())
     }
 
     fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError> {

@@ -72,6 +72,23 @@ impl Bundle {
     }
 }
 
+/// What was known of that changes bundles without an event. A bundle that was begun when as much was known is as good as a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// [`Hub::trims`](crate::hub::Hub::trims): who was told of a gap has heard of it before floors are published.
+    trims: u64,
+    /// [`Store::floors_told`].
+    floors: u64,
+}
+
+impl Heard {
+    /// What is heard by now; `trims` is [`Hub::trims`](crate::hub::Hub::trims).
+    #[must_use]
+    pub fn of(store: &dyn Store, trims: u64) -> Self {
+        Self { trims, floors: store.floors_told() }
+    }
+}
+
 /// Gathers the pieces of a bundle, within what all of them may take.
 struct Gathering {
     room: Arc<Semaphore>,
@@ -172,8 +189,8 @@ struct Flight {
     next: Vec<Box<dyn Asker>>,
     is_running: bool,
     kept: Weak<Bundle>,
-    /// What `kept` holds of what changes without an event.
-    told: u64,
+    /// What had been heard of before `kept` was gathered.
+    heard: Heard,
 }
 
 /// The bundles that are being gathered or sent.
@@ -200,13 +217,13 @@ pub enum Turn {
 }
 
 impl Bundles {
-    /// `tail` and `told` (see [`Store::floors_told`]) are what the asker could know of.
+    /// `tail` and `heard` are what the asker could know of.
     #[must_use]
-    pub fn turn(&self, wanted: &Wanted, tail: EventId, told: u64, asker: Box<dyn Asker>) -> Turn {
+    pub fn turn(&self, wanted: &Wanted, tail: EventId, heard: Heard, asker: Box<dyn Asker>) -> Turn {
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get_mut(wanted) {
             if let Some(kept) = flight.kept.upgrade()
-                && flight.told == told
+                && flight.heard == heard
                 && (wanted.kind == Kind::Snapshot || kept.at.is_some_and(|at| at >= tail))
             {
                 return Turn::Known(kept);
@@ -221,10 +238,10 @@ impl Bundles {
         Turn::Lead(vec![asker])
     }
 
-    /// Gathers it; blocks on the disk. Also gives [`Store::floors_told`] of before.
-    pub fn gather(&self, store: &dyn Store, wanted: &Wanted) -> (u64, Result<Arc<Bundle>, ReadingError>) {
-        let told = store.floors_told();
-        (told, gather(store, wanted, self.room.clone()).map(Arc::new))
+    /// Gathers it; blocks on the disk. `trims` is as in [`Heard::of`]. Also gives what had been heard of before.
+    pub fn gather(&self, store: &dyn Store, wanted: &Wanted, trims: u64) -> (Heard, Result<Arc<Bundle>, ReadingError>) {
+        let heard = Heard::of(store, trims);
+        (heard, gather(store, wanted, self.room.clone()).map(Arc::new))
     }
 
     /// Hands it to `waiting`, and gives those who have come meanwhile and still wait, for whom another one is to be gathered.
@@ -232,7 +249,7 @@ impl Bundles {
     pub fn done(
         &self,
         wanted: &Wanted,
-        told: u64,
+        heard: Heard,
         done: &Result<Arc<Bundle>, ReadingError>,
         waiting: Vec<Box<dyn Asker>>,
     ) -> Option<Vec<Box<dyn Asker>>> {
@@ -241,7 +258,7 @@ impl Bundles {
         }
         let mut flights = self.flights.lock();
         let flight = flights.get_mut(wanted)?;
-        flight.told = told;
+        flight.heard = heard;
         flight.kept = done.as_ref().map_or_else(|_| Weak::new(), Arc::downgrade);
         let next: Vec<_> = std::mem::take(&mut flight.next).into_iter().filter(|asker| asker.waits()).collect();
         flight.is_running = !next.is_empty();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::bundle::{self, Bundle, Bundles, Dress, Kind, Wanted};
+use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
 use super::shared::{Asker, Done, Lead, Shared, Turn};
 use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read};
 use crate::event::{EventId, Millis};
@@ -95,8 +95,12 @@ impl Source {
     }
 
     fn ask_bundle(&self, wanted: Wanted, asker: Box<dyn Asker>) -> Option<Came> {
-        let (tail, told) = (self.hub.lock().tail(), self.store.floors_told());
-        match self.bundles.turn(&wanted, tail, told, asker) {
+        let (tail, trims) = {
+            let hub = self.hub.lock();
+            (hub.tail(), hub.trims())
+        };
+        let heard = Heard::of(&*self.store, trims);
+        match self.bundles.turn(&wanted, tail, heard, asker) {
             bundle::Turn::Known(bundle) => return Some(Came::Bundle(bundle)),
             bundle::Turn::Wait => {}
             bundle::Turn::Lead(waiting) => {
@@ -201,16 +205,19 @@ impl Gathering {
             // Where it is closed, dropping the askers says so.
             let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
             let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
+            let trims = self.hub.lock().trims();
             let gathered = tokio::task::spawn_blocking(move || {
-                let gathered = bundles.gather(&*store, &wanted);
+                let gathered = bundles.gather(&*store, &wanted, trims);
                 drop(permit);
                 gathered
             });
-            let Ok((told, done)) = gathered.await else { return };
+            // It does not panic; should it all the same, nobody is to wait for ever.
+            let failed = |_| (Heard::default(), Err(StoreError::Closed.into()));
+            let (heard, done) = gathered.await.unwrap_or_else(failed);
             if let Ok(Some(at)) = done.as_ref().map(|bundle| bundle.at) {
                 reached(&self.hub, at).await;
             }
-            next = self.bundles.done(&self.wanted, told, &done, waiting);
+            next = self.bundles.done(&self.wanted, heard, &done, waiting);
         }
     }
 }

@@ -7,17 +7,34 @@ use tidelog::sse::Form;
 use tidelog::store::Store;
 use tidelog::store::model::Failing;
 use tidelog::subscription::Begin;
+use tidelog::subscription::bundle::Kind;
+use tidelog::topic::Topic;
 
 use crate::scenarios::filter;
-use crate::world::{Ask, Judged, Spec, Step, World};
+use crate::world::{Ask, Judged, One, Publish, Spec, Step, World};
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 4_000;
 
-const TOPICS: [&str; 5] = ["a", "a.x", "a.y", "b.x", "c"];
-const PATTERNS: [&[&str]; 9] =
-    [&["a"], &["c"], &["a.x"], &["b.x"], &["a.*"], &["*.x"], &["a.**"], &["**"], &["a", "b.*"]];
+const TOPICS: [&str; 7] = ["a", "a.x", "a.y", "b.x", "c", "d", "e"];
+/// Those that are closed: the others go on.
+const CLOSING: [&str; 3] = ["c", "d", "e"];
+const PATTERNS: [&[&str]; 12] = [
+    &["a"],
+    &["c"],
+    &["d"],
+    &["a.x"],
+    &["b.x"],
+    &["a.*"],
+    &["*.x"],
+    &["a.**"],
+    &["**"],
+    &["a", "b.*"],
+    &["c", "d"],
+    &["a", "e"],
+];
 const TYPES: [&[&str]; 5] = [&[], &[], &[], &["t"], &["u", "message"]];
+const KEYS: [Option<&str>; 4] = [None, Some("k"), Some("l"), Some("m")];
 
 fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(..of.len())]
@@ -35,35 +52,63 @@ fn begin(rng: &mut Rng) -> Begin {
     }
 }
 
-fn world(rng: &mut Rng) -> World {
-    let clients = (0..rng.usize(1..24)).map(|_| Spec {
-        filter: filter(pick(rng, &PATTERNS), pick(rng, &TYPES)),
+fn spec(rng: &mut Rng) -> Spec {
+    let patterns = pick(rng, &PATTERNS);
+    let of_one = patterns.len() == 1 && !patterns[0].contains('*');
+    let bundle = match rng.u8(..8) {
+        0 | 1 => Some(Kind::State),
+        2 | 3 if of_one => Some(Kind::Snapshot),
+        _ => None,
+    };
+    Spec {
+        filter: filter(patterns, pick(rng, &TYPES)),
         form: pick(rng, &[Form::Sse, Form::SseEnvelope, Form::Lines]),
         follow: rng.u8(..6) > 0,
-        begin: begin(rng),
+        begin: Some(begin(rng)).filter(|_| bundle.is_none() || rng.u8(..3) == 0),
+        bundle,
         leaves: rng.usize(..30),
         cuts: true,
         fine: true,
-    });
-    let clients = clients.collect();
+    }
+}
+
+fn world(rng: &mut Rng) -> World {
+    let clients = (0..rng.usize(1..24)).map(|_| spec(rng)).collect();
     World::new(rng.usize(1..6), pick(rng, &[0, 500, 3_000, 20_000, 1 << 20]), clients, Vec::new())
 }
 
+fn one(rng: &mut Rng) -> One {
+    let key = pick(rng, &KEYS);
+    let size = usize::from(key.is_none() || rng.u8(..4) > 0);
+    One { topic: pick(rng, &TOPICS), event: pick(rng, &[None, None, Some("t"), Some("u")]), key, size }
+}
+
+fn publish(rng: &mut Rng, world: &World) -> Publish {
+    let events: Vec<_> = (0..rng.usize(1..6)).map(|_| one(rng)).collect();
+    let last = match rng.u8(..8) {
+        0 => Some(world.facts.newest_retained(&Topic::parse(events[0].topic).unwrap())),
+        1 => Some(rng.u64(..9)),
+        _ => None,
+    };
+    let key = Some((rng.u8(..8), rng.u8(..2))).filter(|_| rng.u8(..3) == 0);
+    Publish { events, last, key }
+}
+
 fn ask(rng: &mut Rng, world: &World) -> Option<Ask> {
-    Some(match rng.u8(..20) {
-        0 => Ask::Beat,
-        1 => Ask::Fail(pick(rng, &[Failing::Unwritten, Failing::Written]), pick(rng, &[0, 0, 1, 4])),
-        2 | 3 => {
+    Some(match rng.u8(..64) {
+        0..3 => Ask::Beat,
+        3..6 => Ask::Fail(pick(rng, &[Failing::Unwritten, Failing::Written]), pick(rng, &[0, 0, 1, 4])),
+        6..12 => {
             // Exactly at an event, as retention and a DELETE of what is there would.
             let (newest, _) = world.facts.events.last_key_value()?;
             let (&upto, fact) = world.facts.events.range(rng.u64(newest / 2..=*newest)..).next()?;
             let topic = TOPICS.into_iter().find(|t| *t == fact.event.topic.as_str());
             Ask::Trim(topic.filter(|_| rng.u8(..3) > 0), upto)
         }
-        _ => {
-            let one = |rng: &mut Rng| (pick(rng, &TOPICS), pick(rng, &[None, None, Some("t"), Some("u")]));
-            Ask::Publish((0..rng.usize(1..6)).map(|_| one(rng)).collect())
-        }
+        12 => Ask::Close(pick(rng, &CLOSING)),
+        13 => Ask::Delete(pick(rng, &TOPICS)),
+        14..18 => Ask::Snapshot(pick(rng, &TOPICS), (world.tail() + 1).saturating_sub(rng.u64(..20))),
+        _ => Ask::Publish(publish(rng, world)),
     })
 }
 
@@ -79,7 +124,7 @@ fn run(world: &mut World, rng: &mut Rng) -> Judged {
         }
         world.enabled(&mut steps);
         // Leaving is rare, or nobody would ever get anywhere.
-        steps.retain(|step| !matches!(step, Step::Leave(_) | Step::Cut(_)) || rng.u8(..40) == 0);
+        steps.retain(|step| !matches!(step, Step::Leave(_) | Step::Cut(..)) || rng.u8(..40) == 0);
         if rng.u8(..10) == 0 {
             // A poll that nothing called for.
             steps.extend(Some(rng.usize(..world.clients.len())).filter(|&at| world.is_live(at)).map(Step::Poll));

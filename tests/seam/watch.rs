@@ -4,56 +4,55 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tidelog::event::EventId;
-use tidelog::sse::Form;
-use tidelog::sse::decode::Decoder;
+use tidelog::sse::json_event;
 use tidelog::subscription::Begin;
+use tidelog::subscription::bundle::Kind;
 use tidelog::topic::Filter;
 
-use crate::facts::{Fact, Facts};
+use crate::facts::{Fact, Facts, Picture};
+use crate::wire::Frame;
 
-/// A frame as a client reads it.
-#[derive(Debug, Clone)]
-pub enum Frame {
-    Event { id: EventId, event: Option<String>, data: String },
-    Control { id: EventId, name: String, data: Value },
+/// What a client with a state makes of it, and takes along to its next connection.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// The newest event of each topic and key, and what had been deleted by this step; `None` while it does not know.
+    picture: Option<(Picture, u64)>,
+    /// It was told of a gap, and has not had its bundle since.
+    heals: bool,
 }
 
-/// Reads the frames of whole chunks.
-pub fn frames(form: Form, mut bytes: &[u8]) -> Vec<Frame> {
-    if form == Form::Lines {
-        let lines = std::str::from_utf8(bytes).unwrap().lines().filter(|line| !line.is_empty());
-        return lines.map(line).collect();
-    }
-    let mut decoder = Decoder::default();
-    let mut frames = Vec::new();
-    while let Some(message) = decoder.next(&mut bytes).unwrap() {
-        let id = message.id.parse().expect("every frame has an id");
-        let event = Some(message.event).filter(|e| !e.is_empty());
-        frames.push(match event {
-            Some(name) if name.starts_with("tidelog.") => {
-                Frame::Control { id, name, data: serde_json::from_str(&message.data).unwrap() }
-            }
-            event if form == Form::SseEnvelope => {
-                let Frame::Event { id: inner, event: same, data } = line(&message.data) else {
-                    panic!("an envelope holds an event")
-                };
-                assert!(inner == id && same == event, "an envelope says what its frame says");
-                Frame::Event { id, event, data }
-            }
-            event => Frame::Event { id, event, data: message.data },
-        });
-    }
-    frames
+/// What of a bundle is to come next.
+#[derive(Debug, PartialEq)]
+enum Coming {
+    Nothing,
+    /// Entries that are true at this id, for one who asked at this step and was given it at that one.
+    State {
+        at: EventId,
+        asked: u64,
+        given: u64,
+        entries: Picture,
+    },
+    /// One of these bodies, for one who asked at this step.
+    Snapshot {
+        at: EventId,
+        asked: u64,
+        bodies: Vec<String>,
+    },
 }
 
-fn line(text: &str) -> Frame {
-    let mut json: Value = serde_json::from_str(text).unwrap();
-    let event = json["event"].as_str().map(str::to_owned);
-    if let Some(id) = json["after"].as_u64() {
-        return Frame::Control { id, name: event.unwrap(), data: json["data"].take() };
-    }
-    let id = json["id"].as_u64().unwrap();
-    Frame::Event { id, event, data: json["data"].as_str().unwrap().to_owned() }
+/// A bundle as it is given to a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// The id at which it is said to be true.
+    pub at: Option<EventId>,
+    /// What the tail was when it was asked for,
+    pub tail_before: EventId,
+    /// at this step.
+    pub asked: u64,
+    /// What the tail is now,
+    pub tail: EventId,
+    /// at this step.
+    pub now: u64,
 }
 
 pub struct Watch {
@@ -72,6 +71,15 @@ pub struct Watch {
     until: Option<EventId>,
     /// The step at which it began.
     begun: u64,
+    /// What it is sent after a gap.
+    kind: Option<Kind>,
+    /// A bundle is to be given before anything else.
+    owed: bool,
+    coming: Coming,
+    /// The id may go back to here, once.
+    back: Option<EventId>,
+    closed: bool,
+    pub shown: Shown,
     /// The last id that the client saw.
     pub id: Option<EventId>,
 }
@@ -108,7 +116,79 @@ impl Watch {
             }
         };
         let until = (!follow).then_some(tail);
-        Self { filter, at, looked: at, told: 0, excused, ahead, until, begun: now, id: None }
+        Self {
+            filter,
+            at,
+            looked: at,
+            told: 0,
+            excused,
+            ahead,
+            until,
+            begun: now,
+            kind: None,
+            owed: false,
+            coming: Coming::Nothing,
+            back: None,
+            closed: false,
+            shown: Shown::default(),
+            id: None,
+        }
+    }
+
+    /// The same with a bundle: given at the beginning, or after a gap to one that comes back with `id` and shows `shown`.
+    pub fn with_bundle(mut self, kind: Option<Kind>, id: Option<EventId>, shown: Shown) -> Self {
+        self.kind = kind;
+        self.shown = match id {
+            Some(_) if kind.is_none() => Shown::default(),
+            None => Shown::default(),
+            // Nothing of before counts.
+            Some(0) => Shown {
+                picture: Some((Picture::new(), self.begun)).filter(|_| kind == Some(Kind::State)),
+                heals: false,
+            },
+            Some(_) => shown,
+        };
+        self
+    }
+
+    /// It begins with a bundle, which is given then.
+    pub fn begins_with_bundle(mut self) -> Self {
+        self.owed = true;
+        self
+    }
+
+    /// It is given a bundle.
+    pub fn given(&mut self, facts: &Facts, given: Given) -> Result<(), String> {
+        let Given { at, tail_before, asked, tail, now } = given;
+        if !std::mem::take(&mut self.owed) {
+            return Err(format!("a bundle that nobody owes: {given:?}"));
+        }
+        if at.is_some_and(|at| at > tail) {
+            return Err(format!("the bundle lies beyond the tail: {given:?}"));
+        }
+        match (self.kind, at) {
+            (Some(Kind::State), Some(at)) if at >= tail_before && at >= self.at => {
+                self.coming = Coming::State { at, asked, given: now, entries: Picture::new() };
+            }
+            (Some(Kind::Snapshot), at) => {
+                let kept = facts.snapshots(&self.filter, asked);
+                let bodies = kept.iter().filter(|kept| kept.map(|(at, _)| *at) == at);
+                let bodies: Vec<_> =
+                    bodies.map(|kept| kept.map(|(_, body)| body.clone()).unwrap_or_default()).collect();
+                if bodies.is_empty() {
+                    return Err(format!("it is given {given:?}, though there was {kept:?}"));
+                }
+                match at {
+                    Some(at) => self.coming = Coming::Snapshot { at, asked, bodies },
+                    None => self.shown.heals = false,
+                }
+            }
+            _ => return Err(format!("the bundle is of before: {given:?}, everything up to {} has come", self.at)),
+        }
+        if let Some(at) = at {
+            (self.at, self.looked, self.excused, self.back) = (at, at, None, Some(at));
+        }
+        Ok(())
     }
 
     fn excuses(&self, fact: &Fact) -> bool {
@@ -140,16 +220,90 @@ impl Watch {
 
     pub fn frame(&mut self, facts: &Facts, tail: EventId, frame: &Frame) -> Result<(), String> {
         let judged = match frame {
-            Frame::Event { id, event, data } => self.event(facts, tail, *id, event.as_deref(), data),
-            Frame::Control { id, name, data } if name == "tidelog.live" => self.live(facts, tail, *id, data),
-            Frame::Control { id, name, data } if name == "tidelog.gap" => self.gap(facts, *id, data),
-            Frame::Control { name, .. } => Err(format!("{name} has no business here")),
+            _ if self.closed => Err("it was closed".into()),
+            Frame::Entry { json } => self.entry(facts, json),
+            Frame::Control { id, name, data } if name == "tidelog.snapshot" => self.snapshot(facts, *id, data),
+            Frame::Control { id, name, data } if name == "tidelog.gap" => {
+                self.bundle_is_whole(facts).and_then(|()| self.gap(facts, *id, data))
+            }
+            other => self.goes_on(facts).and_then(|()| match other {
+                Frame::Event { id, event, data } => self.event(facts, tail, *id, event.as_deref(), data),
+                Frame::Control { id, name, data } if name == "tidelog.live" => self.live(facts, tail, *id, data),
+                Frame::Control { id, name, data } if name == "tidelog.closed" => self.is_closed(facts, *id, data),
+                _ => Err("it has no business here".into()),
+            }),
         };
         judged.map_err(|why| format!("{why}; at {frame:?}"))
     }
 
+    fn entry(&mut self, facts: &Facts, json: &Value) -> Result<(), String> {
+        let Coming::State { entries, .. } = &mut self.coming else { return Err("no state is to come".into()) };
+        let fact = json["id"].as_u64().and_then(|id| facts.events.get(&id)).ok_or("no such event is durable")?;
+        let mut same = Vec::new();
+        json_event(&mut same, &fact.event.as_ref());
+        if *json != serde_json::from_slice::<Value>(&same).map_err(|e| e.to_string())? {
+            return Err(format!("the event is {:?}", fact.event));
+        }
+        let key = fact.event.key.clone().ok_or("it has no key")?;
+        match entries.insert((fact.event.topic.clone(), key), fact.event.id) {
+            None => Ok(()),
+            Some(id) => Err(format!("its key had come, with {id}")),
+        }
+    }
+
+    fn snapshot(&mut self, facts: &Facts, id: EventId, body: &Value) -> Result<(), String> {
+        let Coming::Snapshot { at, asked, bodies } = std::mem::replace(&mut self.coming, Coming::Nothing) else {
+            return Err("no snapshot is to come".into());
+        };
+        if at != id || !bodies.iter().any(|one| body.as_str() == Some(one)) {
+            return Err(format!("the snapshot at {at} is {bodies:?}"));
+        }
+        let untold = |fact: &&Fact| fact.event.id > self.told && fact.gone.is_some_and(|gone| gone < asked);
+        if let Some(fact) = facts.matching(&self.filter, at, EventId::MAX).find(untold) {
+            return Err(format!("event {} was gone by then, and that was not told first", fact.event.id));
+        }
+        self.shown.heals = false;
+        self.moves_to(id)
+    }
+
+    /// A state that was coming has come, as something else comes.
+    fn bundle_is_whole(&mut self, facts: &Facts) -> Result<(), String> {
+        if !matches!(self.coming, Coming::State { .. }) {
+            return Ok(());
+        }
+        let Coming::State { at, asked, given, entries } = std::mem::replace(&mut self.coming, Coming::Nothing) else {
+            return Ok(());
+        };
+        let truths: Vec<_> =
+            facts.picture_steps(asked, given).map(|step| (facts.picture(&self.filter, at, step), step)).collect();
+        let Some((_, step)) = truths.iter().find(|(truth, _)| *truth == entries) else {
+            return Err(format!("the state {entries:?} is not true at {at}; that is {truths:?}"));
+        };
+        self.shown = Shown { picture: Some((entries, *step)), heals: false };
+        Ok(())
+    }
+
+    /// Nothing is owed, or under way, before what comes of the log.
+    fn goes_on(&mut self, facts: &Facts) -> Result<(), String> {
+        self.bundle_is_whole(facts)?;
+        if self.owed || self.coming != Coming::Nothing || self.kind.is_some() && self.shown.heals {
+            return Err(format!("the bundle is to come first: {:?}", self.coming));
+        }
+        Ok(())
+    }
+
+    fn is_closed(&mut self, facts: &Facts, id: EventId, data: &Value) -> Result<(), String> {
+        let last = facts.closed(&self.filter).map(|(last, _)| last).ok_or("not all of its topics were closed")?;
+        if data["last"].as_u64() != Some(last) || id < last {
+            return Err(format!("the last event is {last}"));
+        }
+        self.settle(facts, last)?;
+        self.closed = true;
+        self.moves_to(id)
+    }
+
     fn moves_to(&mut self, id: EventId) -> Result<(), String> {
-        if self.id.is_some_and(|before| before > id) {
+        if self.id.is_some_and(|before| before > id) && self.back.take() != Some(id) {
             return Err(format!("the id goes back from {:?}", self.id));
         }
         self.id = Some(id);
@@ -176,6 +330,14 @@ impl Watch {
         }
         self.settle(facts, id - 1)?;
         self.at = id;
+        if let (Some((picture, _)), Some(key)) = (&mut self.shown.picture, &fact.event.key) {
+            let place = (fact.event.topic.clone(), key.clone());
+            if data.is_empty() {
+                picture.remove(&place)
+            } else {
+                picture.insert(place, id)
+            };
+        }
         self.moves_to(id)
     }
 
@@ -184,6 +346,13 @@ impl Watch {
             return Err(format!("the tail is {tail}"));
         }
         self.settle(facts, id)?;
+        // Under a choice of types, one that is passed over may have taken the place of one that is shown.
+        if let Some((picture, step)) = self.shown.picture.as_ref().filter(|_| self.filter.is_every_type()) {
+            let truth = facts.picture(&self.filter, id, *step);
+            if truth != *picture {
+                return Err(format!("the client shows {picture:?}; it is {truth:?}"));
+            }
+        }
         self.moves_to(id)
     }
 
@@ -196,10 +365,14 @@ impl Watch {
                 return Err("it is not ahead".into());
             }
             self.told = earliest - 1;
+            self.heals();
             return self.moves_to(0);
         }
         if self.ahead.is_some() || id != requested || earliest <= requested {
             return Err("its numbers are wrong".into());
+        }
+        if earliest - 1 <= self.told {
+            return Err(format!("losses up to {} were told", self.told));
         }
         let taken = facts.events.range(requested + 1..earliest).any(|(_, fact)| {
             let asked = self.filter.matches_topic(fact.event.topic.as_str());
@@ -215,12 +388,31 @@ impl Watch {
         }
         self.settle(facts, id)?;
         self.told = self.told.max(earliest - 1);
+        self.heals();
         self.moves_to(id)
+    }
+
+    /// After a gap a bundle is owed, unless one was given that has yet to come.
+    fn heals(&mut self) {
+        if self.kind.is_some() {
+            self.shown = Shown { picture: None, heals: true };
+            self.owed = self.coming == Coming::Nothing;
+        }
+    }
+
+    /// Whether it is owed a bundle, or the end.
+    pub fn is_owed_more(&self, facts: &Facts) -> bool {
+        let closed = || facts.closed(&self.filter).is_some_and(|(_, told)| told);
+        self.owed || self.coming != Coming::Nothing || closed()
     }
 
     /// The stream came to its proper end.
     pub fn end(&mut self, facts: &Facts) -> Result<(), String> {
+        if self.closed {
+            return Ok(());
+        }
         let Some(until) = self.until else { return Err("it ended though it was to follow".into()) };
+        self.goes_on(facts)?;
         self.settle(facts, until)
     }
 }
