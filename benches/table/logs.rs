@@ -11,7 +11,7 @@ use crate::run::Run;
 use crate::servers::{Server, Who, scratch};
 
 /// What the logs hold: another layout gets other directories.
-const LAYOUT: &str = "resume-3";
+const LAYOUT: &str = "resume-4";
 
 /// Half of all events.
 pub const DENSE: &str = "dense";
