@@ -2,6 +2,7 @@
 //!
 //! What holds: whatever [`Log::subscribe`] promises of its frames holds of these items. Must not know HTTP.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -71,13 +72,16 @@ impl Log {
             Beginning::Bundle(kind) => (self.start_with(kind, &filter, Form::Lines).await?, Some(kind)),
         };
         let options = SubscribeOptions { form: Form::Lines, heartbeat: self.inner.heartbeat, follow: true, bundle };
-        Ok(Items { lines: self.subscribe(&filter, start, options), ready: VecDeque::new() })
+        Ok(Items { lines: self.subscribe(&filter, start, options), begun: Vec::new(), ready: VecDeque::new() })
     }
 }
 
 /// The items of a subscription. Dropping it ends it.
 pub struct Items {
     lines: Subscription,
+    /// The beginning of a line whose end has not come: a bundle comes in pieces that are cut anywhere. Bounded by the longest entry of a
+    /// state, or a snapshot.
+    begun: Vec<u8>,
     /// Of the frames that came together, those that were not taken yet.
     ready: VecDeque<Result<Item, StreamError>>,
 }
@@ -93,11 +97,25 @@ impl Stream for Items {
             match ready!(Pin::new(&mut self.lines).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(bytes)) => {
-                    let cursor = self.lines.cursor();
-                    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-                    self.ready.extend(lines.map(|line| item(line, cursor)));
-                }
+                Some(Ok(bytes)) => self.take(&bytes),
+            }
+        }
+    }
+}
+
+impl Items {
+    fn take(&mut self, bytes: &[u8]) {
+        let cursor = self.lines.cursor();
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            let Some(end) = piece.strip_suffix(b"\n") else {
+                self.begun.extend_from_slice(piece);
+                continue;
+            };
+            let begun = std::mem::take(&mut self.begun);
+            let line = if begun.is_empty() { Cow::Borrowed(end) } else { Cow::Owned([&begun, end].concat()) };
+            // An empty line is a heartbeat.
+            if !line.is_empty() {
+                self.ready.push_back(item(&line, cursor));
             }
         }
     }
@@ -155,4 +173,44 @@ fn event(line: Line) -> Option<Event> {
         time: Millis::try_from(time.as_millis()).ok()?,
         data,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::event::NewEvent;
+    use crate::log::{Options, Snapshot};
+
+    #[tokio::test]
+    async fn what_comes_in_several_pieces_is_one_item() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(Options::new(dir.path())).unwrap();
+        let topic = Topic::parse("a").unwrap();
+        let large = |letter: &str| letter.repeat(600_000);
+        for (key, data) in [("one", large("x")), ("two", "small".into()), ("three", large("y"))] {
+            let event = NewEvent { topic: topic.clone(), event: None, key: Some(Key::parse(key).unwrap()), data };
+            log.append(vec![event]).await.unwrap();
+        }
+        let body = large("z");
+        log.put_snapshot(&topic, Snapshot { at: 2, content_type: "text/plain".into(), body: body.clone() })
+            .await
+            .unwrap();
+        let filter = || Filter::new(vec![topic.clone().into()], Vec::new());
+
+        let mut items = log.follow(filter(), BundleKind::State).await.unwrap();
+        for (id, data) in [(1, large("x")), (3, large("y")), (2, "small".into())] {
+            let Some(Ok(Item::State(entry))) = items.next().await else { panic!("entry {id}") };
+            assert!((entry.id, entry.data) == (id, data), "entry {id}");
+        }
+        assert!(matches!(items.next().await, Some(Ok(Item::Live { tail: 3 }))));
+
+        let mut items = log.follow(filter(), BundleKind::Snapshot).await.unwrap();
+        assert!(items.next().await.unwrap().unwrap() == Item::Snapshot { at: 2, body });
+        let Some(Ok(Item::Event(event))) = items.next().await else { panic!("the event after the snapshot") };
+        assert!((event.id, event.data) == (3, large("y")));
+        drop(items);
+        log.close().await;
+    }
 }
