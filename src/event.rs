@@ -125,7 +125,7 @@ pub struct EventRef<'a> {
 impl EventRef<'_> {
     /// An owned copy. `None` where its names are not valid, which is checked where events come in.
     #[must_use]
-    pub fn to_owned(&self) -> Option<Event> {
+    pub fn to_event(&self) -> Option<Event> {
         Some(Event {
             id: self.id,
             topic: Topic::parse(self.topic).ok()?,

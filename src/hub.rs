@@ -121,7 +121,7 @@ pub struct Hub<W> {
     tail: EventId,
     /// How often floors were raised.
     trims: u64,
-    /// Who waits for the tail to be there. As many as there are states being gathered, which read permits bound.
+    /// Who waits for the tail to be there, for as long as it takes from a write to here: requests for a head, and those who gather a state.
     awaits: Vec<(EventId, W)>,
     drained: bool,
     filters: Slab<LiveFilter>,

@@ -24,7 +24,6 @@ use crate::metrics::Metrics;
 use crate::sequencer::local::{self, Refusal, Request, Requests};
 use crate::store::Store;
 use crate::store::rocks::{self, RocksStore};
-use crate::topic::Topic;
 
 pub use self::error::{AppendError, OpenError, ReadError};
 pub use self::follow::{Beginning, Item, Items};
@@ -202,12 +201,6 @@ impl Log {
     #[must_use]
     pub fn earliest(&self) -> EventId {
         self.inner.source.store.earliest()
-    }
-
-    /// The id of the newest retained event of `topic`, or 0.
-    #[must_use]
-    pub fn last_of(&self, topic: &Topic) -> EventId {
-        self.inner.source.store.last_of(topic.as_str())
     }
 
     /// Whether it can be written.

@@ -13,8 +13,6 @@ pub mod wal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::event::{Digest, Event, EventId, EventRef, Millis};
 use crate::topic::{Filter, Topic};
 
@@ -100,7 +98,7 @@ pub struct Snapshot {
     /// The id at which it is true.
     pub at: EventId,
     pub content_type: String,
-    pub body: Bytes,
+    pub body: String,
 }
 
 /// What is known of one topic.

@@ -5,6 +5,7 @@
 //! cursor never moves over a matching event that was not handed out, nor back but to where a bundle is true; a floor above the cursor
 //! is told as a gap before the next event. Must not know sockets, tokio, or the clock.
 
+pub mod begin;
 pub mod bundle;
 pub mod shared;
 pub mod stream;
@@ -16,12 +17,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+pub use self::begin::{Begin, Gap, Known, LookUp, Start, look_up};
 use self::bundle::{Bundle, Dress, Wanted};
 use self::shared::Cut;
 use crate::event::{EventId, Millis};
 use crate::hub::{Batch, Hub, Place, SubscriberKey};
 use crate::sse::{Control, Form, GapReason};
-use crate::store::{Back, Floor, Scan, Store, StoreError};
+use crate::store::{Floor, Scan, Store, StoreError};
 use crate::topic::Filter;
 
 /// Bytes of frames that one read hands out: enough to make a blocking read worth its price, little enough that ten thousand
@@ -34,134 +36,6 @@ const FIRST_READ_BYTES: usize = 4 << 10;
 
 /// Reads until they are as large as they may be.
 const READS_GROW: u8 = 2;
-
-/// A gap to tell before the next event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// The cursor that it was found at.
-    pub requested: EventId,
-    /// Nothing is missing from this id on.
-    pub earliest: EventId,
-    pub reason: GapReason,
-}
-
-impl Gap {
-    /// The gap that a floor means for a cursor, if any.
-    #[must_use]
-    pub fn below(floor: Floor, cursor: EventId) -> Option<Self> {
-        (cursor < floor.id).then(|| Self { requested: cursor, earliest: floor.id + 1, reason: floor.reason })
-    }
-}
-
-/// A beginning, fixed: nothing that is published later can change where it is.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// Everything that matches after this id is delivered.
-    pub cursor: EventId,
-    /// The tail when the beginning was fixed.
-    pub tail: EventId,
-    /// The smallest retained id when the beginning was fixed.
-    pub earliest: EventId,
-    /// What is owed before the first event.
-    pub gap: Option<Gap>,
-    /// [`Hub::trims`] before it was fixed: what rises from then on is told.
-    pub trims: u64,
-    /// What is sent before the events.
-    pub bundle: Option<Arc<Bundle>>,
-}
-
-/// Where a subscription or a page begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// After this id (`Last-Event-ID`); 0 is before every event.
-    After(EventId),
-    /// At this id, inclusive.
-    At(EventId),
-    /// At the smallest retained id.
-    Earliest,
-    /// After the tail: only what comes.
-    Latest,
-    /// At the last `n` matching events.
-    Last(u64),
-    /// At the first event that is not older than this.
-    Time(Millis),
-}
-
-/// What the store says before a beginning is fixed.
-#[derive(Debug, Clone, Copy)]
-pub struct Known {
-    trims: u64,
-    floor: Floor,
-    log_floor: EventId,
-    earliest: EventId,
-}
-
-impl Known {
-    /// What `store` says for `filter`; `trims` is what [`Hub::trims`] was before.
-    #[must_use]
-    pub fn of(store: &dyn Store, filter: &Filter, trims: u64) -> Self {
-        Self { trims, floor: store.floor(filter), log_floor: store.log_floor(), earliest: store.earliest() }
-    }
-}
-
-/// What [`look_up`] has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LookUp {
-    Found(EventId),
-    /// Look on for this, up to there.
-    Further(Begin, EventId),
-}
-
-/// Looks, in a bounded step, for the cursor of a beginning that must be searched for, up to `upto`, which is the tail at first; that
-/// of any other is the tail. Blocks on the disk.
-///
-/// # Errors
-/// When the log cannot be read.
-pub fn look_up(store: &dyn Store, filter: &Filter, begin: Begin, upto: EventId) -> Result<LookUp, StoreError> {
-    match begin {
-        Begin::Last(n) => match store.look_back(filter, n, upto)? {
-            Back { cursor, left: 0 } => Ok(LookUp::Found(cursor)),
-            Back { cursor, left } => Ok(LookUp::Further(Begin::Last(left), cursor)),
-        },
-        Begin::Time(time) => Ok(LookUp::Found(store.before_time(time)?.min(upto))),
-        Begin::After(_) | Begin::At(_) | Begin::Earliest | Begin::Latest => Ok(LookUp::Found(upto)),
-    }
-}
-
-impl Start {
-    /// Fixes a beginning. `known` is what the store said before `tail` was asked for, and `found` what [`look_up`] gave after: so
-    /// whatever is trimmed in between counts as not told yet.
-    #[must_use]
-    pub fn fix(begin: Begin, known: Known, tail: EventId, found: EventId) -> Self {
-        let Known { trims, floor, log_floor, earliest } = known;
-        let at = |cursor| Self { cursor, tail, earliest, gap: None, trims, bundle: None };
-        let after = |id: EventId| {
-            if id > tail {
-                let earliest = earliest.max(floor.id + 1);
-                let gap = Gap { requested: id, earliest, reason: GapReason::Ahead };
-                return Self { gap: Some(gap), ..at(log_floor) };
-            }
-            Self { gap: Gap::below(floor, id), ..at(id) }
-        };
-        match begin {
-            Begin::After(id) => after(id),
-            Begin::At(id) => after(id.saturating_sub(1)),
-            Begin::Earliest => at(log_floor),
-            Begin::Latest => at(tail),
-            Begin::Last(_) | Begin::Time(_) => at(found),
-        }
-    }
-
-    /// Fixes a beginning where `bundle` is true; where there is none, at the smallest retained id. `known` is what the store said
-    /// before the bundle was asked for, `tail` what was asked for after it.
-    #[must_use]
-    pub fn with(bundle: Arc<Bundle>, known: Known, tail: EventId) -> Self {
-        let Known { trims, log_floor, earliest, .. } = known;
-        let cursor = bundle.at.unwrap_or(log_floor);
-        let gap = bundle.at.and_then(|at| Gap::below(bundle.floor, at));
-        Self { cursor, tail: tail.max(cursor), earliest, gap, trims, bundle: Some(bundle) }
-    }
-}
 
 /// How a subscription is written, and when it ends.
 #[derive(Debug, Clone, Copy)]
@@ -178,7 +52,7 @@ pub struct Options {
 /// What the machine wants.
 #[derive(Debug)]
 pub enum Want {
-    /// These bytes, whole frames, are next for the subscriber.
+    /// These bytes are next for the subscriber: whole frames, or a piece of a bundle.
     Emit(Bytes),
     /// The same, and they tell a gap.
     Tell(GapReason, Bytes),

@@ -15,9 +15,9 @@ use super::begin::{self, LAST_EVENT_ID};
 use super::body::Bounds;
 use super::error::Error;
 use super::query::Query;
-use super::{Api, TIDELOG_LOG, no_content};
+use super::{Api, TIDELOG_LOG, forms, no_content, parsed};
 use crate::event::EventId;
-use crate::log::Snapshot;
+use crate::log::{BundleKind, Snapshot};
 use crate::topic::{Filter, Pattern, Topic};
 
 /// What a snapshot is, whose publisher did not say it.
@@ -30,7 +30,7 @@ pub async fn state(api: &Api, request: &Parts, pattern: Pattern) -> Result<Respo
         return Err(Error::Draining);
     }
     let filter = Arc::new(Filter::new(vec![pattern], Vec::new()));
-    let bundle = api.inner.log.state_objects(&filter).await?;
+    let bundle = api.inner.log.bundle(BundleKind::State, &filter).await?;
     let as_of = bundle.at.unwrap_or(0);
     let first = format!("{{\"as_of\":{as_of},\"entries\":[");
     let mut response = Response::new(Body::around(first, bundle, &b"]}"[..]));
@@ -41,9 +41,14 @@ pub async fn state(api: &Api, request: &Parts, pattern: Pattern) -> Result<Respo
 /// Answers the topic's snapshot.
 pub async fn snapshot(api: &Api, request: &Parts, topic: &Topic) -> Result<Response<Body>, Error> {
     Query::parse(request.uri.query())?.only("a snapshot", &[])?;
-    let Snapshot { at, content_type, body } = api.inner.log.snapshot(topic).await?.ok_or(Error::NoSnapshot)?;
-    let mut response = Response::new(Body::full(body));
-    let content_type = HeaderValue::from_str(&content_type).unwrap_or(HeaderValue::from_static(TEXT));
+    if api.is_draining() {
+        return Err(Error::Draining);
+    }
+    let filter = Arc::new(Filter::new(vec![topic.clone().into()], Vec::new()));
+    let bundle = api.inner.log.bundle(BundleKind::Snapshot, &filter).await?;
+    let at = bundle.at.ok_or(Error::NoSnapshot)?;
+    let content_type = HeaderValue::from_str(&bundle.content_type).unwrap_or(HeaderValue::from_static(TEXT));
+    let mut response = Response::new(Body::around(Bytes::new(), bundle, Bytes::new()));
     true_at(api, response.headers_mut(), at, content_type);
     Ok(response)
 }
@@ -70,11 +75,9 @@ where
         time: options.request_timeout,
     };
     let read = api.inner.bodies.read(&request.headers, body, bounds).await?;
-    // At some gigabytes a second the largest takes a few milliseconds.
-    if let Err(error) = std::str::from_utf8(&read.bytes) {
-        return Err(Error::Utf8 { at: error.valid_up_to() });
-    }
-    let snapshot = Snapshot { at, content_type: content_type.to_owned(), body: read.bytes.into() };
+    let bytes = read.bytes;
+    let body = parsed(bytes.len(), move || forms::utf8(bytes)).await?;
+    let snapshot = Snapshot { at, content_type: content_type.to_owned(), body };
     api.inner.log.put_snapshot(topic, snapshot).await?;
     drop(read.share);
     Ok(no_content())

@@ -56,12 +56,20 @@ pub struct Names {
     pub key: Option<Key>,
 }
 
+/// A body as text.
+///
+/// # Errors
+/// When it is not UTF-8.
+pub fn utf8(body: Vec<u8>) -> Result<String, Error> {
+    String::from_utf8(body).map_err(|e| Error::Utf8 { at: e.utf8_error().valid_up_to() })
+}
+
 /// One event whose data is the body, byte for byte.
 ///
 /// # Errors
 /// When the body is not UTF-8.
 pub fn text(names: Names, body: Vec<u8>) -> Result<NewEvent, Error> {
-    let data = String::from_utf8(body).map_err(|e| Error::Utf8 { at: e.utf8_error().valid_up_to() })?;
+    let data = utf8(body)?;
     let Names { topic, event, key } = names;
     Ok(NewEvent { topic, event, key, data })
 }

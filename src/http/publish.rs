@@ -14,13 +14,10 @@ use super::error::Error;
 use super::forms::{self, Form, Names};
 use super::query::Query;
 use super::terms::{self, Target};
-use super::{Api, TIDELOG_LOG, answer_json, blocking};
+use super::{Api, TIDELOG_LOG, answer_json, parsed};
 use crate::event::{EventType, Key, NewEvent};
 use crate::log::{Answer, Terms};
 use crate::topic::Topic;
-
-/// Bodies beyond this are parsed on a blocking thread: at some 300 MB/s this takes a millisecond of an async worker.
-const INLINE_BYTES_MAX: usize = 256 * 1024;
 
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
@@ -36,19 +33,18 @@ where
     let names = names(request, form, topic.as_ref())?;
     let read = api.inner.bodies.read(&request.headers, body, bounds(api, form)).await?;
     let limits = api.inner.options.limits;
-    let large = read.bytes.len() > INLINE_BYTES_MAX;
     let bytes = read.bytes;
     let target = if asked.has_key() { Target::of(request) } else { Target::default() };
-    let parse = move || {
+    let parse = parsed(bytes.len(), move || {
         let terms = asked.terms(&target, &bytes);
         let events = match names {
             Some(names) if form == Form::Json => vec![forms::json(names, bytes)?],
             Some(names) => vec![forms::text(names, bytes)?],
             None => forms::lines(topic.as_ref(), &limits, &bytes)?,
         };
-        Ok::<_, Error>((events, terms))
-    };
-    let (events, terms) = if large { blocking(parse).await? } else { parse() }?;
+        Ok((events, terms))
+    });
+    let (events, terms) = parse.await?;
     let answer = append(api, form, events, terms).await;
     // The events came out of the body's share of memory, so it is held until they are in the log.
     drop(read.share);

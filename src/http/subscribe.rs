@@ -54,7 +54,10 @@ pub async fn get(api: &Api, request: &Parts, pattern: Option<Pattern>) -> Result
     }
     let log = &api.inner.log;
     // Before the beginning is fixed, so that it never lies beyond the tail that the head tells.
-    let last = asked.filter.single_topic().map(|topic| log.last_of(&topic));
+    let last = match asked.filter.single_topic() {
+        Some(topic) => Some(log.last_of(&topic).await),
+        None => None,
+    };
     let start = start(api, request, &asked).await?;
     let mut response = match asked.how {
         How::Stream { form, follow } => stream(api, request, &asked, start, form, follow).await?,

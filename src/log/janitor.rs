@@ -9,14 +9,13 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::event::Millis;
 use crate::hub::{
     Hub,
     wake::{self, Wake},
 };
-use crate::sequencer::local::{Request, Requests};
+use crate::sequencer::local::{Request, Requests, Ticket};
 use crate::store::{Policy, Store, StoreError};
 
 /// How often retention is looked at. The promise is within ten seconds.
@@ -90,8 +89,8 @@ impl Janitor {
 fn round(store: &dyn Store, requests: &Requests, policy: &Policy, now: Millis) -> Result<(), StoreError> {
     let trims = store.due_trims(policy, now)?;
     for some in trims.chunks(TRIMS_AT_ONCE) {
-        let (answer, answered) = oneshot::channel();
-        if requests.send(Request::Trim { trims: some.to_vec(), answer }).is_err() {
+        let (ticket, answered) = Ticket::new(None);
+        if requests.send(Request::Trim { trims: some.to_vec(), ticket }).is_err() {
             return Ok(());
         }
         answered.blocking_recv().unwrap_or(Err(StoreError::Closed))?;

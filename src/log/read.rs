@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Bundle, BundleKind, Gap, Limits, Log, ReadError, Snapshot, Start, SubscribeOptions, Subscription};
+use super::{Begin, Bundle, BundleKind, Gap, Limits, Log, ReadError, Start, SubscribeOptions, Subscription};
 use crate::event::{Event, EventId};
 use crate::sse::Form;
 use crate::store::{Scan, Store, StoreError};
@@ -190,27 +190,26 @@ impl Log {
     pub async fn state(&self, filter: &Arc<Filter>) -> Result<State, ReadError> {
         let source = &self.inner.source;
         let filter = filter.clone();
-        let (as_of, entries) = source.blocking(move |store| gather_state(store, &filter)).await?;
-        source.reached(as_of).await;
+        let (as_of, entries) = source.blocking_at(move |store| gather_state(store, &filter)).await?;
         let entries = entries.ok_or(ReadingError::TooLarge)?;
         Ok(State { as_of, entries })
     }
 
-    /// The same as JSON objects, separated by commas.
-    ///
-    /// # Errors
-    /// As [`Log::state`].
-    pub async fn state_objects(&self, filter: &Arc<Filter>) -> Result<Arc<Bundle>, ReadError> {
-        Ok(self.inner.source.bundle(BundleKind::State, filter, Dress::Objects).await?)
+    /// The id of the newest retained event of `topic`, or 0; the tail has come there when this is given.
+    pub async fn last_of(&self, topic: &Topic) -> EventId {
+        let source = &self.inner.source;
+        let last = source.store.last_of(topic.as_str());
+        source.reached(last).await;
+        last
     }
 
-    /// A topic's snapshot.
+    /// A bundle as bytes, shared with all who are sent the same: a state as JSON objects, separated by commas, or the snapshot of the
+    /// filter's one topic as it was put, true at `None` where there is none.
     ///
     /// # Errors
-    /// When the log cannot be read.
-    pub async fn snapshot(&self, topic: &Topic) -> Result<Option<Snapshot>, ReadError> {
-        let topic = topic.clone();
-        Ok(self.inner.source.blocking(move |store| store.snapshot(topic.as_str())).await?)
+    /// When the log cannot be read, or the bundle is too large.
+    pub async fn bundle(&self, kind: BundleKind, filter: &Arc<Filter>) -> Result<Arc<Bundle>, ReadError> {
+        Ok(self.inner.source.bundle(kind, filter, Dress::Bare).await?)
     }
 
     /// At most `limit` topics that hold something, in order of name, after `after`, that begin with `prefix`.
@@ -246,7 +245,7 @@ fn gather_state(store: &dyn Store, filter: &Filter) -> Result<(EventId, Option<V
     let (mut entries, mut bytes) = (Vec::new(), 0);
     let as_of = store.state(filter, &mut |event| {
         bytes += size_of::<Event>() + event.topic.len() + event.data.len();
-        entries.extend(event.to_owned());
+        entries.extend(event.to_event());
         if bytes > BUNDLES_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok((as_of, Some(entries).filter(|_| bytes <= BUNDLES_BYTES_MAX)))

@@ -4,20 +4,20 @@
 
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{AppendError, Appended, Limits, Log, Snapshot, Terms};
 use crate::event::{EventId, NewEvent};
 use crate::sequencer::Outcome;
-use crate::sequencer::local::{Kept, Request};
+use crate::sequencer::local::{Kept, Request, Ticket};
 use crate::store::{Store, StoreError, Trim};
 use crate::topic::Topic;
 
-/// Bytes of publishes that may wait for their commit; beyond, a publisher waits, then is refused. A second and more of the
-/// fastest appends that were measured.
+/// Bytes of what may wait for the writer; beyond, who asks waits, then is refused. A second and more of the fastest appends that were
+/// measured.
 pub(super) const WAITING_BYTES_MAX: usize = 64 << 20;
 
-/// The unit in which waiting publishes are counted, and what the smallest of them counts: its events cost memory too.
+/// The unit in which what waits is counted, and what the smallest counts: it costs memory beside its bytes.
 pub(super) const WAITING_UNIT: usize = 1 << 10;
 
 /// How long a publisher waits for its turn.
@@ -60,10 +60,8 @@ impl Log {
         {
             return Err(error.clone().into());
         }
-        let cost = events.iter().map(|e| WAITING_UNIT / 4 + e.data.len()).sum::<usize>().div_ceil(WAITING_UNIT);
-        let cost = u32::try_from(cost.min(WAITING_BYTES_MAX / WAITING_UNIT)).unwrap_or(u32::MAX);
-        let permit = self.turn(cost).await?;
-        match self.ask(|answer| Request::Append { events, terms, answer, permit }).await? {
+        let bytes = events.iter().map(|e| WAITING_UNIT / 4 + e.data.len()).sum();
+        match self.ask(bytes, |ticket| Request::Append { events, terms, ticket }).await? {
             Outcome::Appended(appended) => Ok(Answer { appended, replayed: false }),
             Outcome::Replayed(appended) => Ok(Answer { appended, replayed: true }),
             Outcome::Conflict => Err(AppendError::IdempotencyConflict),
@@ -72,7 +70,10 @@ impl Log {
         }
     }
 
-    async fn turn(&self, cost: u32) -> Result<OwnedSemaphorePermit, AppendError> {
+    /// A share of what may wait.
+    async fn turn(&self, bytes: usize) -> Result<OwnedSemaphorePermit, AppendError> {
+        let units = bytes.div_ceil(WAITING_UNIT).clamp(1, WAITING_BYTES_MAX / WAITING_UNIT);
+        let cost = u32::try_from(units).unwrap_or(u32::MAX);
         // Most often there is room, and then no timer is wound up.
         if let Ok(permit) = self.inner.waiting.clone().try_acquire_many_owned(cost) {
             return Ok(permit);
@@ -95,12 +96,10 @@ impl Log {
         Ok(())
     }
 
-    async fn ask<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
-    ) -> Result<T, AppendError> {
-        let (answer, answered) = oneshot::channel();
-        let request = request(answer);
+    async fn ask<T>(&self, bytes: usize, request: impl FnOnce(Ticket<T>) -> Request) -> Result<T, AppendError> {
+        let share = self.turn(bytes).await?;
+        let (ticket, answered) = Ticket::new(Some(share));
+        let request = request(ticket);
         match &self.lane {
             None => self.inner.requests.send(request).map_err(|_| AppendError::Closed)?,
             Some(lane) => {
@@ -125,7 +124,7 @@ impl Log {
         self.not_closed()?;
         self.room_for_topics(std::iter::once(topic))?;
         let topic = topic.clone();
-        self.ask(|answer| Request::Close { topic, answer }).await
+        self.ask(0, |ticket| Request::Close { topic, ticket }).await
     }
 
     /// Keeps a topic's snapshot, text, in place of the one before. Answers when it is durable.
@@ -135,8 +134,8 @@ impl Log {
     pub async fn put_snapshot(&self, topic: &Topic, snapshot: Snapshot) -> Result<(), AppendError> {
         self.not_closed()?;
         self.room_for_topics(std::iter::once(topic))?;
-        let (topic, at) = (topic.clone(), snapshot.at);
-        match self.ask(|answer| Request::Keep { topic, snapshot, answer }).await? {
+        let (topic, at, bytes) = (topic.clone(), snapshot.at, snapshot.body.len());
+        match self.ask(bytes, |ticket| Request::Keep { topic, snapshot, ticket }).await? {
             Kept::Yes => Ok(()),
             Kept::Older { than } => Err(AppendError::SnapshotOlder { kept: than }),
             Kept::Beyond { tail } => Err(AppendError::BeyondTail { at, tail }),
@@ -150,9 +149,7 @@ impl Log {
     /// When it cannot be written.
     pub async fn trim(&self, upto: EventId) -> Result<(), AppendError> {
         self.not_closed()?;
-        let trims = vec![Trim { topic: None, upto }];
-        self.ask(|answer| Request::Trim { trims, answer }).await?;
-        Ok(self.inner.source.blocking(Store::settle).await?)
+        self.remove(|ticket| Request::Trim { trims: vec![Trim { topic: None, upto }], ticket }).await
     }
 
     /// Removes the topic's events, its keys from the state, and its snapshot; with `before` only the events with a smaller id.
@@ -162,12 +159,19 @@ impl Log {
     pub async fn delete(&self, topic: &Topic, before: Option<EventId>) -> Result<(), AppendError> {
         self.not_closed()?;
         let topic = topic.clone();
-        if let Some(before) = before {
-            let trims = vec![Trim { topic: Some(topic), upto: before.saturating_sub(1) }];
-            self.ask(|answer| Request::Trim { trims, answer }).await?;
-        } else {
-            self.ask(|answer| Request::Delete { topic, answer }).await?;
-        }
+        self.remove(|ticket| match before {
+            None => Request::Delete { topic, ticket },
+            Some(before) => {
+                let trims = vec![Trim { topic: Some(topic), upto: before.saturating_sub(1) }];
+                Request::Trim { trims, ticket }
+            }
+        })
+        .await
+    }
+
+    /// Answers when what was removed counts nowhere any more.
+    async fn remove(&self, request: impl FnOnce(Ticket<()>) -> Request) -> Result<(), AppendError> {
+        self.ask(0, request).await?;
         Ok(self.inner.source.blocking(Store::settle).await?)
     }
 
@@ -178,6 +182,6 @@ impl Log {
     pub async fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), AppendError> {
         self.not_closed()?;
         let topic = topic.clone();
-        self.ask(|answer| Request::Retain { topic, limits, answer }).await
+        self.ask(0, |ticket| Request::Retain { topic, limits, ticket }).await
     }
 }

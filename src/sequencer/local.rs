@@ -30,43 +30,64 @@ use crate::topic::{Filter, Topic};
 /// [`Durability::Interval`], the log is synced.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is asked of the writer. What waits is bounded by the permits that come with it.
+/// What is asked of the writer.
 pub enum Request {
     Append {
         events: Vec<NewEvent>,
         terms: Terms,
-        answer: oneshot::Sender<Result<Outcome, StoreError>>,
-        permit: OwnedSemaphorePermit,
+        ticket: Ticket<Outcome>,
+    },
+    Trim {
+        trims: Vec<Trim>,
+        ticket: Ticket<()>,
     },
     /// Removes a topic's events, keys and snapshot.
     Delete {
         topic: Topic,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        ticket: Ticket<()>,
     },
     /// Ends a topic.
     Close {
         topic: Topic,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        ticket: Ticket<()>,
     },
     /// Keeps a snapshot.
     Keep {
         topic: Topic,
         snapshot: Snapshot,
-        answer: oneshot::Sender<Result<Kept, StoreError>>,
-    },
-    Trim {
-        trims: Vec<Trim>,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        ticket: Ticket<Kept>,
     },
     Retain {
         topic: Topic,
         limits: Option<Limits>,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        ticket: Ticket<()>,
     },
     /// Answers when all that came before is done, then ends the thread.
     Stop {
         answer: oneshot::Sender<()>,
     },
+}
+
+/// How a request is answered, and its share of what may wait, which is given back then. Requests wait on whether or not somebody still
+/// waits for their answers, so it is this that bounds them.
+pub struct Ticket<T> {
+    answer: oneshot::Sender<Result<T, StoreError>>,
+    share: Option<OwnedSemaphorePermit>,
+}
+
+impl<T> Ticket<T> {
+    /// One without a share is for those who wait for their answer before they ask again.
+    #[must_use]
+    pub fn new(share: Option<OwnedSemaphorePermit>) -> (Self, oneshot::Receiver<Result<T, StoreError>>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { answer, share }, answered)
+    }
+
+    /// An answer that nobody waits for any more is passed over: the work was done all the same.
+    fn answer(self, done: Result<T, StoreError>) {
+        drop(self.share);
+        drop(self.answer.send(done));
+    }
 }
 
 /// What became of a snapshot.
@@ -114,11 +135,9 @@ pub fn start(parts: Parts) -> std::io::Result<(Requests, JoinHandle<()>)> {
     Ok((requests, thread))
 }
 
-type Ticket = (oneshot::Sender<Result<Outcome, StoreError>>, OwnedSemaphorePermit);
-
 struct Writer {
     parts: Parts,
-    sequencer: Sequencer<Ticket>,
+    sequencer: Sequencer<Ticket<Outcome>>,
     last_tick: Instant,
     unsynced: bool,
 }
@@ -128,9 +147,7 @@ impl Writer {
     fn work(&mut self, requests: &mut Vec<Request>) -> ControlFlow<()> {
         for request in requests.drain(..) {
             match request {
-                Request::Append { events, terms, answer, permit } => {
-                    self.sequencer.submit((answer, permit), events, terms);
-                }
+                Request::Append { events, terms, ticket } => self.sequencer.submit(ticket, events, terms),
                 other => {
                     self.commit_all();
                     self.other(other)?;
@@ -153,24 +170,23 @@ impl Writer {
         }
     }
 
-    /// An answer that nobody waits for any more is passed over: the work was done all the same.
     fn other(&mut self, request: Request) -> ControlFlow<()> {
         match request {
             Request::Append { .. } => unreachable!("appends are submitted where they are taken"),
-            Request::Trim { trims, answer } => {
+            Request::Trim { trims, ticket } => {
                 let done = self.parts.store.raise_floors(&trims);
-                drop(answer.send(self.publish_floors(done)));
+                ticket.answer(self.publish_floors(done));
             }
-            Request::Delete { topic, answer } => {
+            Request::Delete { topic, ticket } => {
                 let done = self.parts.store.delete_topic(&topic).map(|rose| rose.into_iter().collect());
-                drop(answer.send(self.publish_floors(done)));
+                ticket.answer(self.publish_floors(done));
             }
-            Request::Close { topic, answer } => drop(answer.send(self.close(&topic))),
-            Request::Keep { topic, snapshot, answer } => drop(answer.send(self.keep(&topic, &snapshot))),
-            Request::Retain { topic, limits, answer } => {
+            Request::Close { topic, ticket } => ticket.answer(self.close(&topic)),
+            Request::Keep { topic, snapshot, ticket } => ticket.answer(self.keep(&topic, &snapshot)),
+            Request::Retain { topic, limits, ticket } => {
                 let done = self.parts.store.set_retention(&topic, limits);
                 self.note(&done);
-                drop(answer.send(done));
+                ticket.answer(done);
             }
             Request::Stop { answer } => {
                 let _ = answer.send(());
@@ -204,9 +220,8 @@ impl Writer {
             }
             let answers = self.sequencer.settled(&events);
             let wakes = self.parts.hub.lock().push(events);
-            for ((answer, permit), outcome) in answers {
-                drop(permit);
-                drop(answer.send(outcome));
+            for (ticket, outcome) in answers {
+                ticket.answer(outcome);
             }
             wake::all(wakes);
             if !remembered.is_empty() {
@@ -224,9 +239,8 @@ impl Writer {
     }
 
     fn refuse_all(&mut self, error: &StoreError) {
-        for (answer, permit) in self.sequencer.failed() {
-            drop(permit);
-            drop(answer.send(Err(error.clone())));
+        for ticket in self.sequencer.failed() {
+            ticket.answer(Err(error.clone()));
         }
     }
 
@@ -353,7 +367,7 @@ pub fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)
     while after < tail {
         let mut found = Vec::new();
         after = store.scan(Scan { filter: &all, after, upto: tail }, &mut |event| {
-            found.extend(event.to_owned());
+            found.extend(event.to_event());
             ControlFlow::Continue(())
         })?;
         let wakes = hub.lock().push(found);

@@ -15,7 +15,7 @@ use super::shared::Asker;
 use super::{Came, ReadingError};
 use crate::event::{EventId, EventRef};
 use crate::sse::{Floor, Form, json_event};
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshot, Store};
 use crate::topic::Filter;
 
 /// Bytes of all bundles that are being sent: a quarter of a small machine, as for the bodies of publishes. What everybody shares counts
@@ -41,8 +41,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dress {
     Frames(Form),
-    /// A state's entries as JSON objects, separated by commas.
-    Objects,
+    /// A state's entries as JSON objects, separated by commas; a snapshot as it was put.
+    Bare,
 }
 
 /// A bundle to gather.
@@ -58,6 +58,8 @@ pub struct Wanted {
 pub struct Bundle {
     /// The id at which it is true. `None` where there is no snapshot.
     pub at: Option<EventId>,
+    /// What a snapshot was put as; empty for a state.
+    pub content_type: String,
     /// Up to where events of the filter were gone when it was gathered.
     pub floor: Floor,
     pieces: Vec<Bytes>,
@@ -65,7 +67,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// The pieces that it is sent in; only all of them in order make sense.
+    /// The pieces that it is sent in, which are cut anywhere: only all of them in order make sense.
     #[must_use]
     pub fn pieces(&self) -> &[Bytes] {
         &self.pieces
@@ -95,20 +97,21 @@ struct Gathering {
     share: Vec<OwnedSemaphorePermit>,
     pieces: Vec<Bytes>,
     piece: Vec<u8>,
-    bytes: usize,
+    units: usize,
 }
 
 impl Gathering {
     fn new(room: Arc<Semaphore>) -> Self {
-        Self { room, share: Vec::new(), pieces: Vec::new(), piece: Vec::new(), bytes: 0 }
+        Self { room, share: Vec::new(), pieces: Vec::new(), piece: Vec::new(), units: 0 }
     }
 
     fn cut(&mut self) -> Result<(), ReadingError> {
         let piece = Bytes::from(std::mem::take(&mut self.piece));
-        self.bytes += piece.len();
-        let units = u32::try_from(piece.len().div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let Ok(share) = self.room.clone().try_acquire_many_owned(units) else {
-            let alone = self.bytes > BUNDLES_BYTES_MAX;
+        let units = piece.len().div_ceil(UNIT);
+        self.units += units;
+        let share = self.room.clone().try_acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX));
+        let Ok(share) = share else {
+            let alone = self.units > BUNDLES_BYTES_MAX / UNIT;
             return Err(if alone { ReadingError::TooLarge } else { ReadingError::Busy });
         };
         self.share.push(share);
@@ -121,11 +124,11 @@ impl Gathering {
         Ok(())
     }
 
-    fn done(mut self, at: Option<EventId>, floor: Floor) -> Result<Bundle, ReadingError> {
+    fn done(mut self, at: Option<EventId>, content_type: String, floor: Floor) -> Result<Bundle, ReadingError> {
         if !self.piece.is_empty() {
             self.cut()?;
         }
-        Ok(Bundle { at, floor, pieces: self.pieces, _share: self.share })
+        Ok(Bundle { at, content_type, floor, pieces: self.pieces, _share: self.share })
     }
 }
 
@@ -144,7 +147,7 @@ fn gather_state(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> Res
     let at = store.state(&wanted.filter, &mut |event: &EventRef<'_>| {
         match wanted.dress {
             Dress::Frames(form) => form.state_entry(&mut all.piece, event),
-            Dress::Objects => {
+            Dress::Bare => {
                 if !std::mem::take(&mut is_first) {
                     all.piece.push(b',');
                 }
@@ -159,7 +162,7 @@ fn gather_state(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> Res
     match failed {
         Some(error) => Err(error),
         // Whatever floor there is, its events are in the state or have been replaced there.
-        None => all.done(Some(at), Floor::NONE),
+        None => all.done(Some(at), String::new(), Floor::NONE),
     }
 }
 
@@ -172,14 +175,14 @@ fn gather_snapshot(store: &dyn Store, wanted: &Wanted, room: Arc<Semaphore>) -> 
     };
     // After the snapshot was read: a floor that rises from now on is told by the hub.
     let floor = store.floor(&wanted.filter);
-    let Some(snapshot) = snapshot else { return all.done(None, Floor::NONE) };
-    let body = std::str::from_utf8(&snapshot.body)
-        .map_err(|_| StoreError::Corrupt("a snapshot's body is not UTF-8".into()))?;
+    let Some(Snapshot { at, content_type, body }) = snapshot else {
+        return all.done(None, String::new(), Floor::NONE);
+    };
     match wanted.dress {
-        Dress::Frames(form) => form.snapshot(&mut all.piece, snapshot.at, body),
-        Dress::Objects => all.piece.extend_from_slice(&snapshot.body),
+        Dress::Frames(form) => form.snapshot(&mut all.piece, at, &body),
+        Dress::Bare => all.piece = body.into_bytes(),
     }
-    all.done(Some(snapshot.at), floor)
+    all.done(Some(at), content_type, floor)
 }
 
 /// Who gathers what, and who waits for it.

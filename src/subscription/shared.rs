@@ -1,6 +1,6 @@
 //! Reads that subscribers share: those at the same place in the log, for the same filter and form, have it read once.
 //!
-//! What holds: what is handed out is what stretch now would give, so a read from before a trim was published is handed to nobody who
+//! What holds: what is handed out is what reading now would give, so a read from before a trim was published is handed to nobody who
 //! asks after; and no more than [`SHARED_BYTES_MAX`] are kept. Cursors that began apart fall into step, as blocks end at round ids
 //! ([`Cut`]). Who reads for one that goes on reads on a little, since changing threads costs as much as half a block. Must not know the
 //! store, nor threads.

@@ -136,6 +136,24 @@ impl Source {
         work.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// The same for `work` that gives the tail at which it is true; comes back when readers know of that.
+    ///
+    /// # Errors
+    /// As [`Source::blocking`].
+    pub async fn blocking_at<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> Result<(EventId, T), StoreError> + Send + 'static,
+    ) -> Result<(EventId, T), StoreError> {
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let store = self.store.clone();
+        let work = tokio::task::spawn_blocking(move || (work(&*store), permit));
+        let (done, permit) = work.await.map_err(|_| StoreError::Closed)?;
+        let (at, done) = done?;
+        self.reached(at).await;
+        drop(permit);
+        Ok((at, done))
+    }
+
     /// Waits for readers to know of a tail that the store has.
     pub async fn reached(&self, at: EventId) {
         reached(&self.hub, at).await;
@@ -206,17 +224,14 @@ impl Gathering {
             let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
             let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
             let trims = self.hub.lock().trims();
-            let gathered = tokio::task::spawn_blocking(move || {
-                let gathered = bundles.gather(&*store, &wanted, trims);
-                drop(permit);
-                gathered
-            });
+            let gathered = tokio::task::spawn_blocking(move || bundles.gather(&*store, &wanted, trims));
             // It does not panic; should it all the same, nobody is to wait for ever.
             let failed = |_| (Heard::default(), Err(StoreError::Closed.into()));
             let (heard, done) = gathered.await.unwrap_or_else(failed);
             if let Ok(Some(at)) = done.as_ref().map(|bundle| bundle.at) {
                 reached(&self.hub, at).await;
             }
+            drop(permit);
             next = self.bundles.done(&self.wanted, heard, &done, waiting);
         }
     }
@@ -309,7 +324,7 @@ impl Drop for Following {
     }
 }
 
-/// A stream of bytes in the chosen form, in whole frames.
+/// A stream of bytes in the chosen form: whole frames, or pieces of a bundle, which are cut anywhere.
 pub struct Stream {
     following: Following,
     reading: Option<ReadFuture>,

@@ -696,6 +696,13 @@ fn latest_is_the_tail_of_the_head() {
             stream.shutdown();
             assert!(stream.end != Some(End::Proper));
         }
+        // What the sequencer has just written is in the store a moment before it is the tail.
+        for _ in 0..5_000 {
+            let head = server.ask("HEAD", "/topics/a", &[SSE], b"");
+            let number = |name: &str| head.header(name).unwrap().parse::<u64>().unwrap();
+            let (last, tail) = (number("tidelog-last"), number("tidelog-tail"));
+            assert!(last <= tail, "the newest event {last} lies beyond the tail {tail}");
+        }
         drop(stop);
         publishes.join().unwrap();
     });

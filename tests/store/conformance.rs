@@ -261,7 +261,7 @@ impl Pair {
                 let snapshot = Snapshot {
                     at: at.index(usize::try_from(self.model.tail() + 1).unwrap()) as EventId,
                     content_type: TYPES[usize::from(bytes % 3)].into(),
-                    body: vec![*bytes; usize::from(*bytes) * 300].into(),
+                    body: char::from(*bytes).to_string().repeat(usize::from(*bytes) * 300),
                 };
                 self.rocks.put_snapshot(&name, &snapshot).unwrap();
                 self.model.put_snapshot(&name, &snapshot).unwrap();

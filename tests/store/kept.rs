@@ -44,7 +44,7 @@ fn remembered(key: Digest, first: EventId, last: EventId) -> Remembered {
 }
 
 fn snapshot(at: EventId, body: &str) -> Snapshot {
-    Snapshot { at, content_type: "text/plain; charset=utf-8".into(), body: body.to_owned().into() }
+    Snapshot { at, content_type: "text/plain; charset=utf-8".into(), body: body.to_owned() }
 }
 
 /// Batches of three with keys that come and go, each remembered under the digest of its first id.

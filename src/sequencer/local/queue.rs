@@ -33,7 +33,7 @@ struct Shared {
 }
 
 struct State {
-    /// Bounded by the permits that requests hold.
+    /// Bounded by the shares that requests hold.
     queue: Vec<Request>,
     /// How many of them were sent.
     sent: usize,

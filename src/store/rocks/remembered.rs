@@ -1,7 +1,7 @@
 //! The answers to publishes, under their idempotency keys.
 //!
-//! Memory holds of each key the first 8 bytes of its digest and the id that its row lies under: some 50 bytes, so 10 million keys
-//! take 500 MB. What holds: keys are forgotten in the order in which they came, so what is forgotten is all up to one id; forgetting does not
+//! Memory holds of each key the first 8 bytes of its digest and the id that its row lies under: 24 bytes in a block and 19 to 39 in
+//! the map, so that 10 million keys take 525 MB. What holds: keys are forgotten in the order in which they came, so what is forgotten is all up to one id; forgetting does not
 //! touch the disk. Two keys whose digests begin alike are told apart by the row; the older of them is forgotten.
 
 use std::collections::{HashMap, VecDeque};

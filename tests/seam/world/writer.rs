@@ -151,7 +151,7 @@ impl World {
             return Writer::Idle;
         }
         let body = format!("the snapshot of step {}", self.step);
-        let snapshot = Snapshot { at, content_type: "text/plain".into(), body: body.clone().into() };
+        let snapshot = Snapshot { at, content_type: "text/plain".into(), body: body.clone() };
         let done = self.store.put_snapshot(topic, &snapshot);
         self.done(done, |facts| facts.keep(topic, (at, body)), |()| Writer::Kept)
     }
