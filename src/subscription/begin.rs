@@ -40,7 +40,7 @@ pub struct Start {
     pub earliest: EventId,
     /// What is owed before the first event.
     pub gap: Option<Gap>,
-    /// [`Hub::trims`] before it was fixed: what rises from then on is told.
+    /// [`Hub::trims`](crate::hub::Hub::trims) before it was fixed: what rises from then on is told.
     pub trims: u64,
     /// What is sent before the events.
     pub bundle: Option<Arc<Bundle>>,
@@ -73,7 +73,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// What `store` says for `filter`; `trims` is what [`Hub::trims`] was before.
+    /// What `store` says for `filter`; `trims` is what [`Hub::trims`](crate::hub::Hub::trims) was before.
     #[must_use]
     pub fn of(store: &dyn Store, filter: &Filter, trims: u64) -> Self {
         Self { trims, floor: store.floor(filter), log_floor: store.log_floor(), earliest: store.earliest() }
