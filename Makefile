@@ -6,7 +6,7 @@ PARTS := append replay seek frames fanout
 BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs board.mjs tokens.mjs
 PYTHON := $(or $(PYTHON_BIN),python3)
 
-.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers deps deps-test
+.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers soak deps deps-test
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ audit: ## known vulnerabilities of what it is built from (needs the network)
 
 bench: deps ## the table of docs/performance.md, most of an hour (a part: ROWS=fanout,publish PAIRS=3)
 	cargo bench --profile release --locked --bench table -- --rows "$(ROWS)" --pairs "$(PAIRS)" --peers "$(PEERS)" --scale "$(SCALE)"
+
+soak: deps ## a long run with clients that come and go, then an overload; writes docs/soak.md (MINUTES=30)
+	cargo bench --profile release --locked --bench soak -- --minutes "$(or $(MINUTES),10)" --dry "$(DRY)"
 
 bench-parts: deps ## parts of the program in process, beside their limits
 	cargo bench --profile release --locked $(PARTS:%=--bench %)

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use crate::plot::{Plot, Series, number};
+use crate::plot::{Plot, Scale, Series, number};
 use crate::results::{Figure, Judged, Results, RowResult, Spread};
 use crate::rows::{PLOTS, ROWS, Row};
 
@@ -157,7 +157,9 @@ fn plots(page: &mut String, results: &Results, out: &Path) -> Result<std::fmt::R
         for series in &mut series {
             series.places.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         }
-        let Some(svg) = (Plot { title: (*title).to_owned(), x, y, series }).svg() else { continue };
+        let Some(svg) = (Plot { title: (*title).to_owned(), x, y, scale: Scale::Logarithmic, series }).svg() else {
+            continue;
+        };
         let file = dir.join(format!("{key}.svg"));
         fs::write(&file, svg).map_err(|e| format!("{}: {e}", file.display()))?;
         drawn.push((title, key));

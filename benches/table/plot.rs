@@ -1,4 +1,4 @@
-//! A line plot as SVG: logarithmic axes, a marker and a name for each series.
+//! A line plot as SVG: logarithmic axes with a marker for each place, or linear ones from 0, and a name for each series.
 //!
 //! It stands on a light ground of its own, so that it is readable on a dark page too. Knows nothing of what is plotted.
 
@@ -8,7 +8,18 @@ pub struct Plot {
     pub title: String,
     pub x: &'static str,
     pub y: &'static str,
+    pub scale: Scale,
     pub series: Vec<Series>,
+}
+
+/// How both axes are divided.
+#[derive(Clone, Copy, PartialEq, Eq)]
+// Each of the programs that plot uses one of them.
+#[allow(dead_code)]
+pub enum Scale {
+    Logarithmic,
+    /// From 0.
+    Linear,
 }
 
 /// A name, and places in the order of x. One that is not above 0 has no place on logarithmic axes.
@@ -27,8 +38,9 @@ const BOTTOM: f64 = 104.0;
 /// Okabe and Ito's colours, which stay apart for the colour-blind.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
-/// An axis from `low` to `high`, both powers of ten or a step of 1, 2, 5 beside them.
+/// An axis from `low` to `high`, both powers of ten or a step of 1, 2, 5 beside them; a linear one from 0 to a step.
 struct Axis {
+    scale: Scale,
     low: f64,
     high: f64,
     from: f64,
@@ -36,26 +48,43 @@ struct Axis {
 }
 
 impl Axis {
-    fn of(values: impl Iterator<Item = f64> + Clone, from: f64, to: f64) -> Self {
+    fn of(scale: Scale, values: impl Iterator<Item = f64> + Clone, from: f64, to: f64) -> Self {
+        if scale == Scale::Linear {
+            let high = values.fold(0.0, f64::max);
+            let step = linear_step(high);
+            return Self { scale, low: 0.0, high: (high / step).ceil() * step, from, to };
+        }
         let (low, high) = (values.clone().fold(f64::INFINITY, f64::min), values.fold(0.0, f64::max));
         let (mut low, mut high) = (step_below(low), -step_below(-high));
         if low >= high {
             (low, high) = (low / 2.0, high * 2.0);
         }
-        Self { low, high, from, to }
+        Self { scale, low, high, from, to }
     }
 
     fn at(&self, value: f64) -> f64 {
-        let part = (value / self.low).log10() / (self.high / self.low).log10();
+        let part = match self.scale {
+            Scale::Logarithmic => (value / self.low).log10() / (self.high / self.low).log10(),
+            Scale::Linear => value / self.high,
+        };
         self.from + part * (self.to - self.from)
     }
 
-    /// 1, 2 and 5 of each power of ten, or only the powers where that would be too many.
+    /// 1, 2 and 5 of each power of ten, or only the powers where that would be too many; on a linear axis its steps.
     fn ticks(&self) -> Vec<f64> {
+        if self.scale == Scale::Linear {
+            let step = linear_step(self.high);
+            return (0..=10).map(|n| f64::from(n) * step).filter(|tick| *tick <= self.high * 1.001).collect();
+        }
         let steps: &[f64] = if self.high / self.low > 500.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let within = |tick: &f64| *tick >= self.low * 0.999 && *tick <= self.high * 1.001;
         (-6..10).flat_map(|power| steps.iter().map(move |step| step * 10_f64.powi(power))).filter(within).collect()
     }
+}
+
+/// 1, 2 or 5 times a power of ten, of which four to ten make `high`.
+fn linear_step(high: f64) -> f64 {
+    step_below(high / 4.0)
 }
 
 /// The next of 1, 2, 5, 10, … that is not above `value`; for a negative one, the negative of the next that is not below.
@@ -89,17 +118,17 @@ fn label(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-fn above_0(places: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> + Clone {
-    places.iter().copied().filter(|(x, y)| *x > 0.0 && *y > 0.0)
+fn shown(scale: Scale, places: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> + Clone {
+    places.iter().copied().filter(move |(x, y)| scale == Scale::Linear || *x > 0.0 && *y > 0.0)
 }
 
 impl Plot {
     /// The whole file. `None` when there is nothing to draw.
     pub fn svg(&self) -> Option<String> {
-        let places = || self.series.iter().flat_map(|series| above_0(&series.places));
-        places().next()?;
-        let x = Axis::of(places().map(|p| p.0), LEFT, WIDTH - RIGHT);
-        let y = Axis::of(places().map(|p| p.1), HEIGHT - BOTTOM, TOP);
+        let places = || self.series.iter().flat_map(|series| shown(self.scale, &series.places));
+        places().find(|(x, y)| *x > 0.0 && *y > 0.0)?;
+        let x = Axis::of(self.scale, places().map(|p| p.0), LEFT, WIDTH - RIGHT);
+        let y = Axis::of(self.scale, places().map(|p| p.1), HEIGHT - BOTTOM, TOP);
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = self.draw(&mut out, &x, &y);
@@ -147,10 +176,13 @@ impl Plot {
         )?;
         let mut left = LEFT - 20.0;
         for (series, colour) in self.series.iter().zip(COLOURS.iter().cycle()) {
-            let places: Vec<(f64, f64)> = above_0(&series.places).map(|(px, py)| (x.at(px), y.at(py))).collect();
+            let places: Vec<(f64, f64)> =
+                shown(self.scale, &series.places).map(|(px, py)| (x.at(px), y.at(py))).collect();
             let line: Vec<String> = places.iter().map(|(px, py)| format!("{px:.1},{py:.1}")).collect();
             writeln!(out, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, line.join(" "))?;
-            for (px, py) in places {
+            // On linear axes time goes by: places are many, and the line is enough.
+            let marked = if self.scale == Scale::Linear { Vec::new() } else { places };
+            for (px, py) in marked {
                 writeln!(out, r#"<circle cx="{px:.1}" cy="{py:.1}" r="3.5" fill="{colour}"/>"#)?;
             }
             let down = HEIGHT - 24.0;

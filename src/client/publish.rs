@@ -31,14 +31,13 @@ impl Client {
     /// [`Error::Refused`] with the server's reason; otherwise see [`Error::outcome_unknown`].
     pub async fn publish(&self, event: NewEvent, idempotency_key: Option<&str>) -> Result<Ack, Error> {
         let NewEvent { topic, event, key, data } = event;
-        let mut query = Serializer::new(String::new());
-        for (name, value) in [("event", event.as_ref().map(EventType::as_str)), ("key", key.as_ref().map(Key::as_str))]
-        {
-            if let Some(value) = value {
-                query.append_pair(name, value);
-            }
-        }
-        let query = query.finish();
+        // In a block: what is alive across the await below has to be Send, so that a publish can be spawned.
+        let query = {
+            let mut query = Serializer::new(String::new());
+            let names = [("event", event.as_ref().map(EventType::as_str)), ("key", key.as_ref().map(Key::as_str))];
+            query.extend_pairs(names.into_iter().filter_map(|(name, value)| Some((name, value?))));
+            query.finish()
+        };
         let mark = if query.is_empty() { "" } else { "?" };
         self.post(&format!("/topics/{topic}{mark}{query}"), "text/plain; charset=utf-8", data.into(), idempotency_key)
             .await
@@ -173,6 +172,18 @@ mod tests {
             let error = client.publish(event("t", ""), None).await.unwrap_err();
             assert!(error.outcome_unknown(), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_publish_can_be_spawned() {
+        let server = Scripted::start(vec![created(r#"{"id":7}"#), created(r#"{"first":8,"last":8,"count":1}"#)]).await;
+        let client = Client::new(&server.url).unwrap();
+        let publishing = tokio::spawn(async move {
+            let one = client.publish(event("t", "x"), None).await.unwrap();
+            let lines = client.publish_lines(None, "{}", None).await.unwrap();
+            (one.first, lines.last)
+        });
+        assert_eq!(publishing.await.unwrap(), (7, 8));
     }
 
     #[tokio::test]
