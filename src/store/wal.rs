@@ -48,6 +48,8 @@ pub struct WalReport {
     pub next_sequence: Option<u64>,
     /// The newest torn tail. RocksDB drops it.
     pub torn: Option<Place>,
+    /// Something lies in the last bytes of a block, which belong to no batch and are not read. It harms nothing.
+    pub padding: Option<Place>,
 }
 
 /// Where a file stops making sense, and why.
@@ -79,6 +81,8 @@ pub enum Bad {
     Order,
     #[error("the batch is too short, or its sequence number too large")]
     Batch,
+    #[error("there should be zeros at the end of its block")]
+    Padding,
     #[error("records of type {0} are not written by this program")]
     Type(u8),
 }
@@ -123,6 +127,30 @@ pub fn check(dir: &Path) -> Result<WalReport, WalError> {
     }
 }
 
+/// Where all that lies from `place` on is zero but for one bit: that bit, counted from the beginning of the file.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn stray_bit(place: &Place) -> io::Result<Option<u64>> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let mut file = fs::File::open(&place.file)?;
+    file.seek(SeekFrom::Start(place.offset))?;
+    let (mut at, mut found, mut bytes) = (place.offset, None, vec![0; file::BLOCK]);
+    loop {
+        let n = file.read(&mut bytes)?;
+        if n == 0 {
+            return Ok(found);
+        }
+        for (byte, of) in bytes[..n].iter().zip(at..).filter(|&(&byte, _)| byte != 0) {
+            if found.is_some() || !byte.is_power_of_two() {
+                return Ok(None);
+            }
+            found = Some(of * 8 + u64::from(byte.trailing_zeros()));
+        }
+        at += n as u64;
+    }
+}
+
 /// Reads any file of records, of which each was synced before the next was begun, and gives each, put together, with its offset; the
 /// MANIFEST is written so. Memory is the largest record. No one may write it meanwhile.
 ///
@@ -138,7 +166,12 @@ pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<WalRepor
     // Every turn moves on by at least a byte, or ends.
     let what = loop {
         match wal.look(offset).map_err(io)? {
-            Look::Padding { next } => offset = next,
+            Look::Padding { next, is_zero } => {
+                if !is_zero {
+                    report.padding = Some(Place { file: path.to_path_buf(), offset, what: Bad::Padding });
+                }
+                offset = next;
+            }
             Look::End if open.is_none() => return Ok(report),
             Look::End => break Bad::Cut,
             Look::Bad(what) => break what,
@@ -279,7 +312,13 @@ impl Check {
         // Every turn moves on by at least a byte, or ends.
         let what = loop {
             match wal.look(offset)? {
-                Look::Padding { next } | Look::Record { kind: PREDECESSOR, next, .. } => offset = next,
+                Look::Padding { next, is_zero } => {
+                    if !is_zero {
+                        self.report.padding = Some(Place { file: wal.path.clone(), offset, what: Bad::Padding });
+                    }
+                    offset = next;
+                }
+                Look::Record { kind: PREDECESSOR, next, .. } => offset = next,
                 Look::End if batch.is_none() => return Ok(()),
                 Look::End => break Bad::Cut,
                 Look::Bad(what) => break what,

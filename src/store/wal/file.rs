@@ -42,6 +42,8 @@ pub(super) enum Look<'a> {
     /// The rest of a block that is too short for a header.
     Padding {
         next: u64,
+        /// As RocksDB writes it.
+        is_zero: bool,
     },
     /// The end of the file, or only zeros up to it (space that was set aside).
     End,
@@ -82,7 +84,8 @@ impl Wal {
     pub(super) fn look(&mut self, offset: u64) -> io::Result<Look<'_>> {
         let room = BLOCK - within(offset);
         if room < HEADER {
-            return Ok(Look::Padding { next: offset + room as u64 });
+            let is_zero = self.rest_of_block(offset)?.iter().all(|&byte| byte == 0);
+            return Ok(Look::Padding { next: offset + room as u64, is_zero });
         }
         let rest = self.rest_of_block(offset)?;
         if rest.get(..HEADER).unwrap_or(rest).iter().all(|&byte| byte == 0) {

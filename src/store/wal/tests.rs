@@ -90,7 +90,7 @@ fn starts(path: &Path) -> Vec<usize> {
                 }
                 offset = next;
             }
-            Look::Padding { next } => offset = next,
+            Look::Padding { next, .. } => offset = next,
             Look::End => break,
             Look::Bad(what) => panic!("{what} at {offset}"),
         }
@@ -131,7 +131,7 @@ fn what_was_written_is_clean() {
         let report = check(dir.path()).unwrap();
         let next_sequence = Some(sizes.len() as u64 * 2 + 1);
         let bytes = fs::metadata(only_log(&dir)).unwrap().len();
-        assert_eq!(report, WalReport { files: 1, bytes, batches: 8, next_sequence, torn: None });
+        assert_eq!(report, WalReport { files: 1, bytes, batches: 8, next_sequence, torn: None, padding: None });
         assert_eq!(count(dir.path()), 8);
     }
     assert_eq!(check(Path::new("/does/not/exist")).unwrap(), WalReport::default());
