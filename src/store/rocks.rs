@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock   held while a process serves the log
 //! DIR/ids    the ids reserved ahead, where durability is not `sync` (`mark`)
+//! DIR/sums   checksums of the database's settings, for `verify` alone (`sums`)
 //! DIR/db     RocksDB; its column families are described in `layout`
 //! ```
 //!

@@ -221,6 +221,7 @@ fn a_bit_flipped_in_fragments_before_the_last_batch_is_corruption() {
             fs::write(&path, flip(&whole, byte * 8 + bit)).unwrap();
             let end_of_block = byte.next_multiple_of(BLOCK);
             let in_padding = check(dir.path()).is_ok_and(|report| report.batches == 8) && end_of_block - byte < HEADER;
+            assert!(!in_padding || check(dir.path()).unwrap().padding.is_some(), "byte {byte}");
             assert!(in_padding || matches!(check(dir.path()), Err(WalError::Corrupt { .. })), "byte {byte}");
         }
     }

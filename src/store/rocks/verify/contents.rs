@@ -18,7 +18,7 @@ use super::super::layout::{
     FAMILIES, FORMAT_VERSION, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta, read_pair,
 };
 use super::Counted;
-use crate::event::{EventId, Millis};
+use crate::event::{EVENT_ID_MAX, EventId, Millis};
 use crate::record::TopicNumber;
 use crate::topic::Topic;
 
@@ -162,6 +162,9 @@ fn check_meta(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
     });
     if !has_format || !has_name {
         to.damage("meta", "the format or the name of the log is missing");
+    }
+    if log.end() > EVENT_ID_MAX || log.hole.1 > log.tail && log.hole.0 <= log.tail {
+        to.damage("meta", format!("the tail {} and the hole {:?} cannot both be", log.tail, log.hole));
     }
     if log.floor > log.end() {
         to.damage("meta", format!("the log is trimmed up to {}, but ends at {}", log.floor, log.end()));

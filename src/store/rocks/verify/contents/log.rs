@@ -19,7 +19,7 @@ use crate::record::{Record, TopicNumber};
 /// Keys that were put and are not in the state, of which it is not yet known whether they are taken away later on: some 100 MB.
 const PENDING_MAX: usize = 1 << 20;
 
-/// The records of one segment.
+/// The records of one segment above the log's floor.
 #[derive(Default)]
 struct Segment {
     /// By topic, offset and bytes of each, ascending.
@@ -67,6 +67,9 @@ impl Walk<'_> {
         if id > log.tail {
             to.damage(place(), format!("it lies past the tail {}", log.tail));
         }
+        if log.hole.0 <= id && id <= log.hole.1 {
+            to.damage(place(), format!("it lies in the hole {:?}, under which nothing was ever written", log.hole));
+        }
         let record = match Record::decode(value) {
             Ok(record) => record,
             Err(error) => return to.damage(place(), format!("it cannot be read: {error}")),
@@ -86,11 +89,13 @@ impl Walk<'_> {
             to.damage(place(), "its key is none that is taken");
         }
         let bytes = KEY_BYTES.saturating_add(u32::try_from(value.len()).unwrap_or(u32::MAX));
-        let offset = offset_of(id);
-        self.records.of.entry(topic).or_default().push((offset, bytes));
-        self.records.records += 1;
-        let (first, last) = self.records.times.unwrap_or((time, time));
-        self.records.times = Some((first.min(time), last.max(time)));
+        // What lies below the log's floor was not indexed by a start since, or is in an index that is gone.
+        if id > log.floor {
+            self.records.of.entry(topic).or_default().push((offset_of(id), bytes));
+            self.records.records += 1;
+            let (first, last) = self.records.times.unwrap_or((time, time));
+            self.records.times = Some((first.min(time), last.max(time)));
+        }
         match log.topics.get(&topic) {
             Some(known) => {
                 if let Some(closed) = known.marks.closed.filter(|&closed| id > closed) {
