@@ -1,6 +1,6 @@
 //! The program: reads the command line, runs the command, tells what went wrong in one sentence on stderr.
 //!
-//! Exit status: 0 done, 1 it failed, 2 it was called wrongly.
+//! Exit status: 0 done, 1 it failed, 2 it was called wrongly; of `verify`: 0 sound, 1 damaged, 2 it could not look.
 
 mod cli;
 
@@ -26,6 +26,7 @@ enum Command {
     Publish(cli::publish::Args),
     /// Follow topics, resuming after every disconnect
     Subscribe(cli::subscribe::Args),
+    Verify(cli::verify::Args),
     Bench(cli::bench::Args),
 }
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => cli::serve::run(&args).map_err(|e| e.to_string()),
         Command::Publish(args) => cli::publish::run(args).map_err(|e| e.to_string()),
         Command::Subscribe(args) => cli::subscribe::run(args).map_err(|e| e.to_string()),
+        Command::Verify(args) => return cli::verify::run(&args),
         Command::Bench(args) => cli::bench::run(args).map_err(|e| e.to_string()),
     };
     match done {

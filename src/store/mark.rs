@@ -152,6 +152,39 @@ impl Mark {
     }
 }
 
+/// What is wrong with the bytes of such a file, and where: for `verify`. Either slot is enough to go on.
+#[must_use]
+pub fn damage(bytes: &[u8]) -> Vec<(usize, &'static str)> {
+    if bytes.len() != 2 * PAGE {
+        return vec![(bytes.len().min(2 * PAGE), "it should have 8192 bytes")];
+    }
+    let mut found = Vec::new();
+    let mut sequences = [None; 2];
+    for page in 0..2 {
+        let at = page * PAGE;
+        let (slot, rest) = bytes[at..at + PAGE].split_at(SLOT);
+        let slot: &[u8; SLOT] = slot.try_into().expect("it was split there");
+        match Slot::decode(slot) {
+            // Padding has a checksum too, but says nothing, so it is compared with what it must be.
+            Ok(Some(decoded)) if decoded.encode() == *slot => sequences[page] = Some(decoded.sequence),
+            // The second slot is written when ids are reserved for the second time.
+            Ok(None) if slot.iter().all(|&byte| byte == 0) && page == 1 => {}
+            Err(_) => found.push((at, "a slot is of another version")),
+            Ok(_) => found.push((at, "the checksum of a slot does not match; the other one is used where it does")),
+        }
+        if let Some(byte) = rest.iter().position(|&byte| byte != 0) {
+            found.push((at + SLOT + byte, "there should be zeros around its slots"));
+        }
+    }
+    match sequences {
+        [Some(a), Some(b)] if a.abs_diff(b) != 1 => found.push((0, "its slots were not written one after the other")),
+        // A slot that vanished without a trace.
+        [Some(a), None] if a > 1 && found.is_empty() => found.push((PAGE, "a slot is missing; the other one is used")),
+        _ => {}
+    }
+    found
+}
+
 fn read(file: File, path: PathBuf) -> Result<Current, MarkError> {
     let mut newest: Option<(Slot, usize)> = None;
     for page in 0..2 {

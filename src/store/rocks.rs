@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock   held while a process serves the log
 //! DIR/ids    the ids reserved ahead, where durability is not `sync` (`mark`)
+//! DIR/sums   checksums of the database's settings, for `verify` alone (`sums`)
 //! DIR/db     RocksDB; its column families are described in `layout`
 //! ```
 //!
@@ -15,6 +16,7 @@ mod directory;
 mod due;
 mod index;
 mod layout;
+mod manifest;
 mod number;
 mod open;
 mod read;
@@ -26,10 +28,12 @@ mod seal;
 mod search;
 mod snapshots;
 mod state;
+mod sums;
 mod tokens;
 mod topics;
 mod trim;
 mod unsealed;
+pub mod verify;
 
 use std::fs::File;
 use std::ops::ControlFlow;

@@ -11,3 +11,4 @@ mod kept;
 mod recovery;
 mod retention;
 mod support;
+mod verify;

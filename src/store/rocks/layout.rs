@@ -231,7 +231,8 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*head)
 }
 
-fn varint(out: &mut Vec<u8>, mut n: u64) {
+/// Appends `n` as LEB128.
+pub fn varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(u8::try_from(n & 0x7f).expect("it was masked to 7 bits") | 0x80);
         n >>= 7;
@@ -239,7 +240,8 @@ fn varint(out: &mut Vec<u8>, mut n: u64) {
     out.push(u8::try_from(n).expect("it is less than 128"));
 }
 
-fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
+/// The LEB128 integer that `bytes` begin with, which it is taken from.
+pub fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut n = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

@@ -21,9 +21,10 @@ use super::layout::{
     self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC, last_id, log_id,
     log_key, meta, pair,
 };
+use super::manifest::{Manifest, ManifestError};
 use super::recover::recover;
 use super::remembered::Keys;
-use super::{Handle, Options, RocksStore, index, resolve};
+use super::{Handle, Options, RocksStore, index, resolve, sums};
 use crate::event::EventId;
 use crate::record::{Record, TopicNumber};
 use crate::store::mark::{Mark, MarkError};
@@ -190,6 +191,7 @@ impl Opened {
     fn open(options: &Options, floors: &Arc<Floors>) -> Result<Self, StoreError> {
         let dir = options.dir.join("db");
         if dir.exists() {
+            check_manifest(&dir)?;
             check_families(&dir)?;
             wal::check(&dir).map_err(|e| match e {
                 WalError::Io { .. } => StoreError::io("checking the write-ahead log")(&e),
@@ -212,12 +214,27 @@ impl Opened {
             (directory, keys, name)
         };
         let db = holder.into_inner().expect("it was put there above");
+        if let Err(error) = sums::write(&options.dir) {
+            tracing::debug!(%error, "the sums of the settings were not noted");
+        }
         Ok(Self { db, directory, keys, mark, name })
     }
 }
 
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(cause.to_string().into())
+}
+
+/// Refuses a database whose record of its own files is damaged, or tells of a write-ahead log that is not there.
+fn check_manifest(dir: &Path) -> Result<(), StoreError> {
+    if !dir.join("CURRENT").exists() {
+        return Ok(());
+    }
+    let checked = Manifest::read(dir).and_then(|manifest| manifest.check_newest_wal(dir));
+    checked.map_err(|e| match e {
+        ManifestError::Io { .. } => StoreError::io("checking the database's record of its files")(&e),
+        _ => corrupt(&e),
+    })
 }
 
 /// Refuses a log with column families that are not known here, before anything in it is changed.

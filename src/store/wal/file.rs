@@ -42,6 +42,8 @@ pub(super) enum Look<'a> {
     /// The rest of a block that is too short for a header.
     Padding {
         next: u64,
+        /// As RocksDB writes it.
+        is_zero: bool,
     },
     /// The end of the file, or only zeros up to it (space that was set aside).
     End,
@@ -82,7 +84,8 @@ impl Wal {
     pub(super) fn look(&mut self, offset: u64) -> io::Result<Look<'_>> {
         let room = BLOCK - within(offset);
         if room < HEADER {
-            return Ok(Look::Padding { next: offset + room as u64 });
+            let is_zero = self.rest_of_block(offset)?.iter().all(|&byte| byte == 0);
+            return Ok(Look::Padding { next: offset + room as u64, is_zero });
         }
         let rest = self.rest_of_block(offset)?;
         if rest.get(..HEADER).unwrap_or(rest).iter().all(|&byte| byte == 0) {
@@ -115,6 +118,27 @@ impl Wal {
         let header = rest.first_chunk::<HEADER>();
         let fits = |l0, l1| HEADER + usize::from(u16::from_le_bytes([l0, l1])) <= rest.len();
         Ok(header.and_then(|&[.., l0, l1, kind]| fits(l0, l1).then_some(kind)))
+    }
+
+    /// The single bit, counted from the beginning of the file, that is all that is wrong with the record at `offset`.
+    pub(super) fn flipped_bit(&mut self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(flipped_bit(self.rest_of_block(offset)?).map(|bit| offset * 8 + bit))
+    }
+
+    /// Whether any record that is whole lies after the bad place at `offset`, wherever it begins. Chance makes one of garbage with less
+    /// than 2^-38 for each byte.
+    pub(super) fn later_record(&mut self, offset: u64) -> io::Result<bool> {
+        let mut at = offset + 1;
+        while at < self.len {
+            let rest = self.rest_of_block(at)?;
+            if (0..rest.len())
+                .any(|skip| matches!(record(&rest[skip..]), Ok((FULL..=LAST, payload, _)) if !payload.is_empty()))
+            {
+                return Ok(true);
+            }
+            at += rest.len() as u64;
+        }
+        Ok(false)
     }
 
     /// Whether anything after the bad place at `offset` shows that a later batch was written: its beginning, or, with
@@ -189,6 +213,47 @@ fn record(bytes: &[u8]) -> Result<(u8, &[u8], usize), Bad> {
 /// RocksDB stores checksums masked, since a checksum of bytes that hold their own checksum is a poor one.
 pub(super) fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// The bit of `bytes`, a record and what follows it in its block, that is to be turned back for its checksum to match; counted from
+/// its beginning. `None`: no single one does that.
+///
+/// A flipped bit in the header is found by trying: it may change how much the checksum is of. One behind it is found by the checksum's
+/// being linear: how it is off, seen as a polynomial, is the power of x that is the distance of the bit from the end. No two bits of a
+/// record are off alike, as x has a period of 2^31 - 1 bits.
+pub(super) fn flipped_bit(bytes: &[u8]) -> Option<u64> {
+    let mut bytes = bytes.to_vec();
+    if bytes.len() < HEADER {
+        return None;
+    }
+    for bit in 0..HEADER * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        if matches!(record(&bytes), Ok((FULL..=LAST | PREDECESSOR, ..))) {
+            return Some(bit as u64);
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    let &[c0, c1, c2, c3, l0, l1, kind] = bytes.first_chunk::<HEADER>()?;
+    if !matches!(kind, FULL..=LAST | PREDECESSOR) {
+        return None;
+    }
+    let checked = bytes.get(HEADER - 1..HEADER + usize::from(u16::from_le_bytes([l0, l1])))?;
+    let off = crc32c::crc32c(checked) ^ unmasked(u32::from_le_bytes([c0, c1, c2, c3]));
+    let mut one = POLYNOMIAL;
+    for distance in 0..checked.len() * 8 {
+        if one == off {
+            return Some(((HEADER - 1 + checked.len()) * 8 - 1 - distance) as u64);
+        }
+        one = (one >> 1) ^ if one & 1 == 1 { POLYNOMIAL } else { 0 };
+    }
+    None
+}
+
+/// CRC-32C's, its bits in reverse: also what a checksum is off by where the last bit is flipped.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+fn unmasked(masked: u32) -> u32 {
+    masked.wrapping_sub(0xa282_ead8).rotate_left(15)
 }
 
 /// The place within its block.
