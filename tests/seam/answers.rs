@@ -33,6 +33,8 @@ struct Kept {
     key: IdempotencyKey,
     ids: Appended,
     time: Millis,
+    /// So many came before it, those counted that a crash has taken.
+    number: usize,
 }
 
 #[derive(Default)]
@@ -41,6 +43,7 @@ pub struct Ledger {
     asked: Vec<Asked>,
     /// In the order of the log.
     kept: Vec<Kept>,
+    numbers: usize,
     /// The log's end as far as publishes were answered: where the next one is judged.
     position: EventId,
     /// The latest time of day that there was.
@@ -66,7 +69,7 @@ impl Ledger {
     fn kept(&self, key: IdempotencyKey, upto: EventId) -> Option<(Kept, bool)> {
         let place = self.kept.iter().rposition(|kept| kept.key.key == key.key && kept.ids.last <= upto)?;
         let kept = self.kept[place];
-        let must = kept.time + WINDOW >= self.latest && self.kept.len() - place <= KEYS_MAX;
+        let must = kept.time + WINDOW >= self.latest && self.numbers - kept.number <= KEYS_MAX;
         Some((kept, must))
     }
 
@@ -96,7 +99,8 @@ impl Ledger {
                 if let Some((kept, true)) = self.kept(key, first.id - 1) {
                     return Err(format!("{kept:?} was remembered, and is published again as {ids:?}"));
                 }
-                self.kept.push(Kept { key, ids, time: first.time });
+                self.kept.push(Kept { key, ids, time: first.time, number: self.numbers });
+                self.numbers += 1;
             }
             let asked = &mut self.asked[place];
             asked.written = Some(ids);

@@ -191,7 +191,8 @@ impl Facts {
 
     /// Where `id` lies within a hole, of which something may have been shown.
     pub fn is_within_a_hole(&self, id: EventId) -> bool {
-        self.holes.iter().any(|(after, upto)| *after < id && id < *upto)
+        let before_its_end = |upto: EventId| id < upto || self.lost.contains_key(&id);
+        self.holes.iter().any(|(after, upto)| *after < id && before_its_end(*upto))
     }
 
     // ---- closing

@@ -88,7 +88,7 @@ fn world(rng: &mut Rng) -> World {
         scan_max: rng.usize(1..6),
         ring_bytes_max: pick(rng, &[0, 500, 3_000, 20_000, 1 << 20]),
         durability: pick(rng, &[Durability::Sync, Durability::Sync, Durability::Interval, Durability::Os]),
-        reserve: pick(rng, &[0, 3, 20, 1_000]),
+        reserve: pick(rng, &[1, 3, 20, 1_000]),
         policy: policy(rng),
         fine_reads: true,
         digests: true,

@@ -212,8 +212,7 @@ fn metrics() -> &'static Arc<Metrics> {
 }
 
 fn new_hub(setting: &Setting, tail: EventId) -> Arc<Mutex<Hub<usize>>> {
-    let options =
-        hub::Options { ring_bytes_max: setting.ring_bytes_max, heartbeat: Duration::from_millis(HEARTBEAT) };
+    let options = hub::Options { ring_bytes_max: setting.ring_bytes_max, heartbeat: Duration::from_millis(HEARTBEAT) };
     Arc::new(Mutex::new(Hub::new(options, tail)))
 }
 
@@ -221,7 +220,8 @@ impl World {
     /// Scans look at `scan_max` records; the ring keeps `ring_bytes_max`.
     pub fn new(scan_max: usize, ring_bytes_max: usize, clients: Vec<Spec>, script: Vec<Ask>) -> Self {
         let (durability, policy) = (Durability::Sync, Policy::default());
-        let setting = Setting { scan_max, ring_bytes_max, durability, reserve: 0, policy, fine_reads: false, digests: false };
+        let setting =
+            Setting { scan_max, ring_bytes_max, durability, reserve: 0, policy, fine_reads: false, digests: false };
         Self::with(setting, clients, script)
     }
 

@@ -17,7 +17,11 @@ impl World {
         if let Some(found) = within.filter(|_| !self.writer.is_idle()) {
             // What it is told of its write it does not live to tell.
             self.store.set_failing(if found { Failing::Written } else { Failing::Unwritten });
-            self.count(if self.writer.is_about_to_commit() { "crashes within a commit" } else { "crashes within a step" });
+            self.count(if self.writer.is_about_to_commit() {
+                "crashes within a commit"
+            } else {
+                "crashes within a step"
+            });
             self.writer.step();
         }
         let unsynced = self.store.unsynced();

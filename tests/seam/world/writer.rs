@@ -136,7 +136,8 @@ impl World {
         let name = publish.again.unwrap_or(number);
         let events = publish.events.iter().enumerate().map(|(at, one)| event(name, at, *one));
         let events: Vec<_> = events.collect();
-        let key = publish.key.map(|(key, other)| IdempotencyKey { key: Digest([key; 16]), request: Digest([other; 16]) });
+        let key =
+            publish.key.map(|(key, other)| IdempotencyKey { key: Digest([key; 16]), request: Digest([other; 16]) });
         let terms = Terms { last: publish.last, key };
         self.ledger.ask(number, events.clone(), terms);
         let (ticket, answer) = Ticket::new(None);
@@ -166,8 +167,7 @@ impl World {
 
     /// Whether the writer has something to do, or would try to open the log again.
     pub(super) fn writer_goes_on(&self) -> bool {
-        !self.writer.is_idle()
-            || self.refusal.read().as_ref().is_some_and(|_| !self.is_full && !self.is_unreadable)
+        !self.writer.is_idle() || self.refusal.read().as_ref().is_some_and(|_| !self.is_full && !self.is_unreadable)
     }
 
     pub(super) fn write(&mut self) -> Judged {
