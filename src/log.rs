@@ -146,6 +146,7 @@ impl Log {
         let parts = local::Parts {
             store: store.clone(),
             hub: hub.clone(),
+            wake: wake::all,
             durability: options.durability,
             dedupe_window: Millis::try_from(options.dedupe_window.as_millis()).unwrap_or(Millis::MAX),
             dedupe_keys_max: options.dedupe_keys_max,

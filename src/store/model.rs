@@ -1,5 +1,8 @@
 //! The model store: the same face in memory, plain enough to be right by reading it. Tests judge the real store by it, and drive
 //! the real state machines over it.
+//!
+//! Everything that a disk would hold is changed by a [`Write`], so what a disk may forget is a list of them: those that were not
+//! synced. [`ModelStore::crash`] keeps as many of them as it is told to, from the first on. Whoever tests decides what fails, and when.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -8,13 +11,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    Back, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError, TopicStats, Trim,
+    Back, Durability, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError,
+    TopicStats, Trim,
 };
 use crate::event::{Digest, Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
 use crate::topic::{Filter, Topic};
 
-/// How writes fail.
+/// How writes fail. One that has failed stops all that come after it, until the log was opened again.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Failing {
     /// They do not.
@@ -22,8 +26,24 @@ pub enum Failing {
     No,
     /// Nothing is written.
     Unwritten,
-    /// All is written, and yet the answer is an error.
+    /// All is written, and yet the answer is an error; nobody finds it before the log is opened again.
     Written,
+}
+
+/// What is written at once: all of it or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Commit(Vec<Event>, Vec<Remembered>),
+    /// Floors, each where it now is.
+    Floors(Vec<Trim>),
+    /// With the floor that rose, if one did.
+    Delete(Topic, Option<Trim>),
+    /// With the id of the topic's newest event.
+    Close(Topic, EventId),
+    Keep(Topic, Snapshot),
+    Retain(Topic, Option<Limits>),
+    /// Ids after the one up to the other were skipped.
+    Skip(EventId, EventId),
 }
 
 #[derive(Debug, Default, Clone)]
@@ -34,7 +54,6 @@ struct State {
     log_floor: EventId,
     /// The log's floor as readers were told it; what lies below published floors is no longer in `events`.
     log_published: EventId,
-    floors_told: u64,
     floors: BTreeMap<Topic, EventId>,
     /// The end of the newest hole.
     hole: EventId,
@@ -46,21 +65,56 @@ struct State {
     closed: BTreeMap<Topic, EventId>,
     /// In the order in which they were remembered.
     remembered: VecDeque<Remembered>,
-    failing: Failing,
-    unreadable: bool,
-    /// How many ids the next reopening skips.
-    skip: u64,
 }
 
 impl State {
-    /// An error where nothing is to be written.
-    fn write_begins(&self) -> Result<(), StoreError> {
-        if self.failing == Failing::Unwritten { Err(failed_write()) } else { Ok(()) }
+    fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Commit(events, remembered) => {
+                for event in events {
+                    assert!(event.id > self.tail && event.time >= self.last_time, "ids rise and times do not fall");
+                    assert!(!self.closed.contains_key(&event.topic), "nothing is appended to a closed topic");
+                    (self.tail, self.last_time) = (event.id, event.time);
+                    self.lasts.insert(event.topic.clone(), event.id);
+                    self.keep(event);
+                    self.events.insert(event.id, event.clone());
+                }
+                self.remembered.extend(remembered);
+            }
+            Write::Floors(rose) => rose.iter().for_each(|trim| self.raise(trim)),
+            Write::Delete(topic, rose) => {
+                self.keyed.retain(|(t, _), _| t != topic);
+                self.snapshots.remove(topic);
+                rose.iter().for_each(|trim| self.raise(trim));
+            }
+            Write::Close(topic, last) => {
+                self.closed.entry(topic.clone()).or_insert(*last);
+            }
+            Write::Keep(topic, snapshot) => {
+                self.snapshots.insert(topic.clone(), snapshot.clone());
+            }
+            Write::Retain(topic, Some(limits)) => {
+                self.retention.insert(topic.clone(), *limits);
+            }
+            Write::Retain(topic, None) => {
+                self.retention.remove(topic);
+            }
+            Write::Skip(_, upto) => (self.tail, self.hole) = (*upto, *upto),
+        }
     }
 
-    /// An error though `done` was written, where that is how writes fail.
-    fn write_ends<T>(&self, done: T) -> Result<T, StoreError> {
-        if self.failing == Failing::Written { Err(failed_write()) } else { Ok(done) }
+    fn raise(&mut self, trim: &Trim) {
+        match &trim.topic {
+            None => self.log_floor = trim.upto,
+            Some(topic) => drop(self.floors.insert(topic.clone(), trim.upto)),
+        }
+    }
+
+    /// What lies below the floors goes.
+    fn publish(&mut self) {
+        self.log_published = self.log_floor;
+        let Self { events, log_floor, floors, .. } = self;
+        events.retain(|id, e| *id > *log_floor && *id > floors.get(&e.topic).copied().unwrap_or(0));
     }
 
     /// The topics of which something is remembered.
@@ -70,15 +124,11 @@ impl State {
         self.lasts.keys().chain(marked).chain(keyed).collect()
     }
 
-    /// Raises a topic's floor, and gives it where it rose.
-    fn raise(&mut self, topic: &Topic, upto: EventId) -> Option<Trim> {
+    /// A topic's floor where it would rise to `upto`, if it would.
+    fn would_raise(&self, topic: &Topic, upto: EventId) -> Option<Trim> {
         let upto = upto.min(self.lasts.get(topic).copied().unwrap_or(0));
         let floor = self.floors.get(topic).copied().unwrap_or(0);
-        if upto <= floor.max(self.log_floor) {
-            return None;
-        }
-        self.floors.insert(topic.clone(), upto);
-        Some(Trim { topic: Some(topic.clone()), upto })
+        (upto > floor.max(self.log_floor)).then(|| Trim { topic: Some(topic.clone()), upto })
     }
 
     /// Keeps the newest event of each key.
@@ -99,18 +149,114 @@ impl State {
     }
 }
 
-fn failed_write() -> StoreError {
-    StoreError::Io { doing: "writing", cause: "the model was told to fail".into() }
+fn failed(doing: &'static str) -> StoreError {
+    StoreError::Io { doing, cause: "the model was told to fail".into() }
 }
 
 fn matches(filter: &Filter, event: &Event) -> bool {
     filter.matches_topic(event.topic.as_str()) && filter.matches_type(event.event.as_ref().map(EventType::as_str))
 }
 
+/// The disk, and what the process knows beside it.
+#[derive(Debug, Default)]
+struct Disk {
+    /// What readers find.
+    now: State,
+    /// With another durability than `sync`: what survives whatever happens, and what was written since.
+    synced: State,
+    unsynced: Vec<Write>,
+    /// Ids up to here may have been given out; kept in a file of its own, which is always synced.
+    reserved: EventId,
+    /// A write that failed, and is found when the log is opened again.
+    undecided: Option<Write>,
+    /// A write has failed: no other is tried.
+    poisoned: bool,
+    /// The log could not be opened again, and is not open.
+    shut: bool,
+    failing: Failing,
+    /// So many reopenings fail.
+    failing_reopens: u32,
+    unreadable: bool,
+    full: bool,
+    /// How many ids the next reopening skips.
+    skip: EventId,
+    /// How often floors were published, a snapshot was kept, or the log was opened again.
+    floors_told: u64,
+    published: u64,
+    /// All that was written, where somebody wants to know.
+    written: Option<Vec<Write>>,
+}
+
+impl Disk {
+    fn readable(&self) -> Result<(), StoreError> {
+        match (self.shut, self.unreadable) {
+            (true, _) => Err(StoreError::Closed),
+            (_, true) => Err(failed("reading")),
+            _ => Ok(()),
+        }
+    }
+
+    fn writable(&self) -> Result<(), StoreError> {
+        match (self.shut, self.poisoned) {
+            (true, _) => Err(StoreError::Closed),
+            (_, true) => Err(failed("writing")),
+            _ => Ok(()),
+        }
+    }
+
+    fn fails(&mut self) -> Result<(), StoreError> {
+        if self.failing == Failing::No {
+            return Ok(());
+        }
+        self.poisoned = true;
+        Err(failed("writing"))
+    }
+
+    /// Writes, as durably as `durability` says, or `synced`, and with it all that came before.
+    fn write(&mut self, write: Write, durability: Durability, synced: bool) -> Result<(), StoreError> {
+        self.writable()?;
+        if let Err(error) = self.fails() {
+            self.undecided = Some(write).filter(|_| self.failing == Failing::Written);
+            return Err(error);
+        }
+        self.put(write, durability);
+        if synced {
+            self.sync();
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, write: Write, durability: Durability) {
+        self.now.apply(&write);
+        if let Some(written) = &mut self.written {
+            written.push(write.clone());
+        }
+        if durability != Durability::Sync {
+            self.unsynced.push(write);
+        }
+    }
+
+    fn sync(&mut self) {
+        let Self { synced, unsynced, .. } = self;
+        unsynced.drain(..).for_each(|write| synced.apply(&write));
+    }
+
+    /// What was reserved and may have been given out is skipped.
+    fn skip_reserved(&mut self, durability: Durability) {
+        if self.reserved > self.now.tail {
+            self.put(Write::Skip(self.now.tail, self.reserved), durability);
+            self.sync();
+        }
+    }
+}
+
 /// A log in memory.
 #[derive(Debug, Default)]
 pub struct ModelStore {
-    state: Mutex<State>,
+    disk: Mutex<Disk>,
+    durability: Durability,
+    /// Ids that are reserved ahead where the durability is not `sync`.
+    reserve: EventId,
     /// Most records that a scan looks at; 0: [`SCAN_RECORDS_MAX`]. Small numbers make readers stop in many places.
     scan_max: usize,
 }
@@ -122,25 +268,82 @@ impl ModelStore {
         Self { scan_max, ..Self::default() }
     }
 
-    /// Makes writes fail, or succeed again.
-    pub fn set_failing(&self, failing: Failing) {
-        self.state.lock().failing = failing;
+    /// The same whose writes are as durable as that says; with another durability than `sync`, so many ids are reserved ahead.
+    #[must_use]
+    pub fn with_durability(self, durability: Durability, reserve: EventId) -> Self {
+        Self { durability, reserve, ..self }
     }
 
-    /// How writes fail now.
+    /// The same, which notes all that is written for [`ModelStore::take_written`].
     #[must_use]
-    pub fn failing(&self) -> Failing {
-        self.state.lock().failing
+    pub fn noting(self) -> Self {
+        self.disk.lock().written = Some(Vec::new());
+        self
+    }
+
+    /// What was written since this was last asked for.
+    #[must_use]
+    pub fn take_written(&self) -> Vec<Write> {
+        self.disk.lock().written.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Makes writes fail, or succeed again.
+    pub fn set_failing(&self, failing: Failing) {
+        self.disk.lock().failing = failing;
+    }
+
+    /// Makes the next so many attempts to open it again fail; until one succeeds, nothing can be read either.
+    pub fn fail_reopens(&self, times: u32) {
+        self.disk.lock().failing_reopens = times;
     }
 
     /// Makes the next [`Store::reopen`] leave a hole of so many ids.
     pub fn skip_ids(&self, ids: u64) {
-        self.state.lock().skip = ids;
+        self.disk.lock().skip = ids;
     }
 
-    /// Makes scans fail, or succeed again.
+    /// Makes reads fail, or succeed again.
     pub fn set_unreadable(&self, unreadable: bool) {
-        self.state.lock().unreadable = unreadable;
+        self.disk.lock().unreadable = unreadable;
+    }
+
+    /// Makes the disk full, or not.
+    pub fn set_full(&self, full: bool) {
+        self.disk.lock().full = full;
+    }
+
+    /// How many writes a power cut may take.
+    #[must_use]
+    pub fn unsynced(&self) -> usize {
+        self.disk.lock().unsynced.len()
+    }
+
+    /// How often floors were published.
+    #[must_use]
+    pub fn times_published(&self) -> u64 {
+        self.disk.lock().published
+    }
+
+    /// Whoever used it has died, and it is opened again: of what was not synced the first `kept` writes are still there, and a write
+    /// that was being tried only where all of them are. Gives how many of the last writes are gone.
+    pub fn crash(&self, kept: usize) -> usize {
+        let mut disk = self.disk.lock();
+        let kept = kept.min(disk.unsynced.len());
+        let lost = disk.unsynced.split_off(kept).len();
+        let undecided = disk.undecided.take().filter(|_| lost == 0);
+        if lost > 0 {
+            disk.sync();
+            disk.now = disk.synced.clone();
+        }
+        if let Some(write) = undecided {
+            disk.put(write, self.durability);
+        }
+        disk.sync();
+        disk.skip_reserved(self.durability);
+        disk.now.publish();
+        let Disk { now, synced, reserved, written, floors_told, .. } = std::mem::take(&mut *disk);
+        *disk = Disk { now, synced, reserved, written, floors_told: floors_told + 1, ..Disk::default() };
+        lost
     }
 }
 
@@ -171,68 +374,85 @@ impl Store for ModelStore {
     }
 
     fn tail(&self) -> EventId {
-        self.state.lock().tail
+        self.disk.lock().now.tail
     }
 
     fn last_time(&self) -> Millis {
-        self.state.lock().last_time
+        self.disk.lock().now.last_time
     }
 
     fn commit(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
-        for event in events {
-            assert!(event.id > state.tail && event.time >= state.last_time, "ids rise and times do not fall");
-            (state.tail, state.last_time) = (event.id, event.time);
-            assert!(!state.closed.contains_key(&event.topic), "nothing is appended to a topic that was closed");
-            state.lasts.insert(event.topic.clone(), event.id);
-            state.keep(event);
-            state.events.insert(event.id, event.clone());
+        let mut disk = self.disk.lock();
+        if let Some(newest) = events.last()
+            && self.durability != Durability::Sync
+            && newest.id >= disk.reserved
+        {
+            disk.writable()?;
+            disk.fails()?;
+            // The last that is reserved is never given: see the real store.
+            disk.reserved = newest.id + self.reserve.max(1);
         }
-        state.remembered.extend(remembered);
-        state.write_ends(())
+        disk.write(Write::Commit(events.to_vec(), remembered.to_vec()), self.durability, false)
     }
 
     fn remembered(&self, key: Digest) -> Result<Option<Remembered>, StoreError> {
-        Ok(self.state.lock().remembered.iter().rfind(|r| r.key == key).copied())
+        let disk = self.disk.lock();
+        disk.readable()?;
+        Ok(disk.now.remembered.iter().rfind(|r| r.key == key).copied())
     }
 
     fn forget_keys(&self, before: Millis, most: u64) -> u64 {
-        let mut state = self.state.lock();
-        while state.remembered.front().is_some_and(|oldest| oldest.time < before) {
-            state.remembered.pop_front();
+        let mut disk = self.disk.lock();
+        let kept = &mut disk.now.remembered;
+        let all = kept.len();
+        while kept.front().is_some_and(|oldest| oldest.time < before) {
+            kept.pop_front();
         }
-        let beyond = (state.remembered.len() as u64).saturating_sub(most);
+        let beyond = (kept.len() as u64).saturating_sub(most);
         for _ in 0..beyond {
-            state.remembered.pop_front();
+            kept.pop_front();
+        }
+        let gone = all - kept.len();
+        // What has been forgotten stays so, though the real store may remember some of it after a start.
+        let Disk { synced, unsynced, .. } = &mut *disk;
+        let later = unsynced.iter_mut().filter_map(|write| match write {
+            Write::Commit(_, remembered) => Some(remembered),
+            _ => None,
+        });
+        let mut left = gone;
+        while left > 0 && synced.remembered.pop_front().is_some() {
+            left -= 1;
+        }
+        for remembered in later {
+            let some = left.min(remembered.len());
+            remembered.drain(..some);
+            left -= some;
         }
         beyond
     }
 
     fn keys_remembered(&self) -> u64 {
-        self.state.lock().remembered.len() as u64
+        self.disk.lock().now.remembered.len() as u64
     }
 
     fn close_topic(&self, topic: &Topic) -> Result<EventId, StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
-        let last = state.lasts.get(topic).copied().unwrap_or(0);
-        let last = *state.closed.entry(topic.clone()).or_insert(last);
-        state.write_ends(last)
+        let mut disk = self.disk.lock();
+        let last = disk.now.lasts.get(topic).copied().unwrap_or(0);
+        let last = disk.now.closed.get(topic).copied().unwrap_or(last);
+        disk.write(Write::Close(topic.clone(), last), self.durability, true)?;
+        Ok(last)
     }
 
     fn closed_at(&self, topic: &str) -> Option<EventId> {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         state.closed.iter().find(|(t, _)| t.as_str() == topic).map(|(_, &last)| last)
     }
 
     fn delete_topic(&self, topic: &Topic) -> Result<Option<Trim>, StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
-        state.keyed.retain(|(t, _), _| t != topic);
-        state.snapshots.remove(topic);
-        let rose = state.raise(topic, EventId::MAX);
-        state.write_ends(rose)
+        let mut disk = self.disk.lock();
+        let rose = disk.now.would_raise(topic, EventId::MAX);
+        disk.write(Write::Delete(topic.clone(), rose.clone()), self.durability, true)?;
+        Ok(rose)
     }
 
     fn state(
@@ -240,10 +460,9 @@ impl Store for ModelStore {
         filter: &Filter,
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
-        let state = self.state.lock();
-        if state.unreadable {
-            return Err(StoreError::Io { doing: "reading", cause: "the model was told to fail".into() });
-        }
+        let disk = self.disk.lock();
+        disk.readable()?;
+        let state = &disk.now;
         for event in state.keyed.values().filter(|event| matches(filter, event)) {
             if each(&event.as_ref()).is_break() {
                 break;
@@ -253,88 +472,103 @@ impl Store for ModelStore {
     }
 
     fn put_snapshot(&self, topic: &Topic, snapshot: &Snapshot) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
-        state.snapshots.insert(topic.clone(), snapshot.clone());
-        state.floors_told += 1;
-        state.write_ends(())
+        let mut disk = self.disk.lock();
+        disk.write(Write::Keep(topic.clone(), snapshot.clone()), self.durability, true)?;
+        disk.floors_told += 1;
+        Ok(())
     }
 
     fn snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError> {
-        let state = self.state.lock();
-        Ok(state.snapshots.iter().find(|(t, _)| t.as_str() == topic).map(|(_, snapshot)| snapshot.clone()))
+        let disk = self.disk.lock();
+        disk.readable()?;
+        Ok(disk.now.snapshots.iter().find(|(t, _)| t.as_str() == topic).map(|(_, snapshot)| snapshot.clone()))
     }
 
     fn snapshot_at(&self, topic: &str) -> Option<EventId> {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         state.snapshots.iter().find(|(t, _)| t.as_str() == topic).map(|(_, snapshot)| snapshot.at)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
+        let mut disk = self.disk.lock();
+        disk.writable()?;
+        disk.fails()?;
+        disk.sync();
         Ok(())
     }
 
     fn room(&self, _bytes: u64) -> Result<(), StoreError> {
-        Ok(())
+        if self.disk.lock().full { Err(StoreError::Full { free: 0, needed: 1 }) } else { Ok(()) }
     }
 
     fn writable(&self) -> Result<(), StoreError> {
-        Ok(())
+        self.disk.lock().writable()
     }
 
     fn reopen(&self) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        state.floors_told += 1;
-        if state.skip > 0 {
-            state.tail += std::mem::take(&mut state.skip);
-            state.hole = state.tail;
+        let mut disk = self.disk.lock();
+        if disk.failing_reopens > 0 {
+            disk.failing_reopens -= 1;
+            disk.shut = true;
+            return Err(failed("opening"));
         }
+        (disk.poisoned, disk.shut) = (false, false);
+        disk.floors_told += 1;
+        if let Some(write) = disk.undecided.take() {
+            disk.put(write, self.durability);
+        }
+        let skip = std::mem::take(&mut disk.skip);
+        if skip > 0 {
+            disk.reserved = disk.reserved.max(disk.now.tail + skip);
+        }
+        disk.sync();
+        disk.skip_reserved(self.durability);
         Ok(())
     }
 
     fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
+        let mut disk = self.disk.lock();
         let mut rose = Vec::new();
+        // Judged one after the other: a floor may be named twice, and a topic's that the log's has overtaken is none.
+        let mut floors = State { floors: disk.now.floors.clone(), ..State::default() };
+        (floors.lasts, floors.log_floor) = (disk.now.lasts.clone(), disk.now.log_floor);
         for trim in trims {
-            match &trim.topic {
+            let would = match &trim.topic {
                 None => {
-                    let upto = trim.upto.min(state.tail);
-                    if upto > state.log_floor {
-                        state.log_floor = upto;
-                        rose.push(Trim { topic: None, upto });
-                    }
+                    let upto = trim.upto.min(disk.now.tail);
+                    (upto > floors.log_floor).then_some(Trim { topic: None, upto })
                 }
-                Some(topic) => rose.extend(state.raise(topic, trim.upto)),
-            }
+                Some(topic) => floors.would_raise(topic, trim.upto),
+            };
+            would.iter().for_each(|trim| floors.raise(trim));
+            rose.extend(would);
         }
-        state.write_ends(rose)
+        disk.writable()?;
+        if !rose.is_empty() {
+            disk.write(Write::Floors(rose.clone()), self.durability, true)?;
+        }
+        Ok(rose)
     }
 
     fn floors_published(&self) {
-        let mut state = self.state.lock();
-        state.floors_told += 1;
-        state.log_published = state.log_floor;
-        let State { events, log_floor, floors, .. } = &mut *state;
-        events.retain(|id, e| *id > *log_floor && *id > floors.get(&e.topic).copied().unwrap_or(0));
+        let mut disk = self.disk.lock();
+        disk.floors_told += 1;
+        disk.published += 1;
+        disk.now.publish();
     }
 
     fn floors_told(&self) -> u64 {
-        self.state.lock().floors_told
+        self.disk.lock().floors_told
     }
 
     fn set_retention(&self, topic: &Topic, limits: Option<Limits>) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        state.write_begins()?;
-        match limits {
-            Some(limits) => state.retention.insert(topic.clone(), limits),
-            None => state.retention.remove(topic),
-        };
-        state.write_ends(())
+        self.disk.lock().write(Write::Retain(topic.clone(), limits), self.durability, true)
     }
 
     fn due_trims(&self, policy: &Policy, now: Millis) -> Result<Vec<Trim>, StoreError> {
-        let state = self.state.lock();
+        let disk = self.disk.lock();
+        disk.readable()?;
+        let state = &disk.now;
         let mut trims = vec![Trim { topic: None, upto: over(state.retained(), &policy.log, now) }];
         for topic in state.lasts.keys() {
             let limits = state.retention.get(topic).copied().unwrap_or_else(|| policy.for_topic(topic.as_str()));
@@ -361,10 +595,9 @@ impl Store for ModelStore {
         scan: Scan<'_>,
         each: &mut dyn FnMut(&EventRef<'_>) -> ControlFlow<()>,
     ) -> Result<EventId, StoreError> {
-        let state = self.state.lock();
-        if state.unreadable {
-            return Err(StoreError::Io { doing: "reading", cause: "the model was told to fail".into() });
-        }
+        let disk = self.disk.lock();
+        disk.readable()?;
+        let state = &disk.now;
         let max = if self.scan_max == 0 { SCAN_RECORDS_MAX } else { self.scan_max };
         if scan.after >= scan.upto {
             return Ok(scan.after);
@@ -378,7 +611,9 @@ impl Store for ModelStore {
     }
 
     fn look_back(&self, filter: &Filter, n: u64, upto: EventId) -> Result<Back, StoreError> {
-        let state = self.state.lock();
+        let disk = self.disk.lock();
+        disk.readable()?;
+        let state = &disk.now;
         let mut left = n;
         let mut cursor = upto;
         let max = if self.scan_max == 0 { SCAN_RECORDS_MAX } else { self.scan_max };
@@ -393,46 +628,48 @@ impl Store for ModelStore {
     }
 
     fn before_time(&self, time: Millis) -> Result<EventId, StoreError> {
-        let state = self.state.lock();
+        let disk = self.disk.lock();
+        disk.readable()?;
+        let state = &disk.now;
         let earlier = state.events.values().rev().find(|e| e.time < time);
         Ok(earlier.map_or(0, |e| e.id).max(state.log_published))
     }
 
     fn log_floor(&self) -> EventId {
-        self.state.lock().log_floor
+        self.disk.lock().now.log_floor
     }
 
     fn floor(&self, filter: &Filter) -> Floor {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         let topics = state.floors.iter().filter(|(t, _)| filter.matches_topic(t.as_str())).map(|(_, &floor)| floor);
         let trimmed = Floor { id: topics.max().unwrap_or(0).max(state.log_floor), reason: GapReason::Trimmed };
         trimmed.max(Floor { id: state.hole, reason: GapReason::Lost })
     }
 
     fn earliest(&self) -> EventId {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         state.retained().next().map_or(state.tail + 1, |e| e.id)
     }
 
     fn last_of(&self, topic: &str) -> EventId {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         state.retained().rfind(|e| e.topic.as_str() == topic).map_or(0, |e| e.id)
     }
 
     fn retention_of(&self, topic: &str) -> Option<Limits> {
-        self.state.lock().retention.get(topic).copied()
+        self.disk.lock().now.retention.get(topic).copied()
     }
 
     fn topic_count(&self) -> u64 {
-        self.state.lock().known().len() as u64
+        self.disk.lock().now.known().len() as u64
     }
 
     fn has_topic(&self, topic: &str) -> bool {
-        self.state.lock().known().iter().any(|t| t.as_str() == topic)
+        self.disk.lock().now.known().iter().any(|t| t.as_str() == topic)
     }
 
     fn topics(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<TopicStats>, StoreError> {
-        let state = self.state.lock();
+        let state = &self.disk.lock().now;
         let names = state.known().into_iter();
         let names = names.filter(|t| t.as_str().starts_with(prefix) && after.is_none_or(|a| t.as_str() > a));
         let topics = names.map(|topic| {
@@ -455,6 +692,13 @@ impl Store for ModelStore {
     }
 
     fn close(&self) -> Result<(), StoreError> {
+        let mut disk = self.disk.lock();
+        if disk.writable().is_ok() {
+            disk.fails()?;
+            disk.sync();
+            disk.reserved = disk.now.tail;
+        }
+        disk.shut = true;
         Ok(())
     }
 }

@@ -148,7 +148,9 @@ impl RocksStore {
             return Ok(());
         }
         let mut mark = self.mark.lock();
-        if mark.reserved().is_some_and(|upto| upto >= last) {
+        // The last that is reserved is never given: a hole ends with it, and who has seen what lies in a hole is told so by standing before
+        // its end.
+        if mark.reserved().is_some_and(|upto| upto > last) {
             return Ok(());
         }
         mark.reserve(last + RESERVE_IDS).map_err(|e| self.poison("reserving ids", &e))

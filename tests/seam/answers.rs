@@ -1,10 +1,13 @@
-//! The judge of what publishers are told: what a publish depends on holds exactly as the log stands in its order.
+//! The judge of what publishers are told. It knows what each asked for, what it was answered, and what was written; nothing of how.
+//!
+//! What holds: a publish is in the log wholly or not at all, under consecutive ids, once, and only where what it depends on holds at
+//! that place; who is told that it is there can rely on that; who is told nothing, or of a failure, is in doubt, and what it asked for
+//! may be there all the same, by the time that writing works again. A key is remembered for [`WINDOW`], until [`KEYS_MAX`] newer ones
+//! have come; it may be remembered for longer.
 
-use std::collections::VecDeque;
-
-use tidelog::event::{EventId, Millis, NewEvent};
-use tidelog::sequencer::{Appended, Commit, IdempotencyKey, Outcome, Terms};
-use tidelog::store::{Remembered, StoreError};
+use tidelog::event::{Event, EventId, Millis, NewEvent};
+use tidelog::sequencer::{Appended, IdempotencyKey, Outcome, Terms};
+use tidelog::store::StoreError;
 use tidelog::topic::Topic;
 
 use crate::facts::Facts;
@@ -13,123 +16,161 @@ use crate::facts::Facts;
 pub const WINDOW: Millis = 7_000;
 pub const KEYS_MAX: usize = 4;
 
-/// The answers of a batch, by publish.
-pub type Answers = Vec<(u64, Result<Outcome, StoreError>)>;
+/// A publish that was asked for.
+struct Asked {
+    ticket: u64,
+    events: Vec<NewEvent>,
+    terms: Terms,
+    /// Where it was found in the log.
+    written: Option<Appended>,
+    /// It was told of a failure, or nothing.
+    in_doubt: bool,
+}
+
+/// A publish under a key, in the log.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    key: IdempotencyKey,
+    ids: Appended,
+    time: Millis,
+    /// So many came before it, those counted that a crash has taken.
+    number: usize,
+}
 
 #[derive(Default)]
 pub struct Ledger {
-    /// What was submitted, and is not in a batch yet.
-    pending: Vec<(u64, Vec<NewEvent>, Terms)>,
-    /// What the batch under way is to be answered.
-    expected: Vec<(u64, Outcome)>,
-    remembered: VecDeque<Remembered>,
+    /// In the order in which they were asked for.
+    asked: Vec<Asked>,
+    /// In the order of the log.
+    kept: Vec<Kept>,
+    numbers: usize,
+    /// The log's end as far as publishes were answered: where the next one is judged.
+    position: EventId,
+    /// The latest time of day that there was.
+    pub latest: Millis,
+}
+
+fn is(event: &Event, new: &NewEvent) -> bool {
+    let NewEvent { topic, event: ty, key, data } = new;
+    (&event.topic, &event.event, &event.key, &event.data) == (topic, ty, key, data)
 }
 
 impl Ledger {
-    pub fn submit(&mut self, ticket: u64, events: Vec<NewEvent>, terms: Terms) {
-        self.pending.push((ticket, events, terms));
+    /// It is `now`, by the time of day.
+    pub fn new(now: Millis) -> Self {
+        Self { latest: now, ..Self::default() }
     }
 
-    /// `commit` was made of all that was submitted, at `now`.
-    pub fn begun(&mut self, commit: &Commit, facts: &Facts, now: Millis) -> Result<(), String> {
-        let before = facts.events.keys().last().max(facts.holes.last()).copied().unwrap_or(0);
-        let mut upto = commit.events.first().map_or(before, |event| event.id - 1);
-        if upto < before {
-            return Err(format!("ids up to {before} were given: {commit:?}"));
-        }
-        let (mut appended, mut remembered): (Vec<(EventId, NewEvent)>, Vec<Remembered>) = (Vec::new(), Vec::new());
-        for (ticket, events, terms) in std::mem::take(&mut self.pending) {
-            let newest = |topic: &Topic| {
-                let in_batch = appended.iter().rev().find(|(_, event)| event.topic == *topic).map(|(id, _)| *id);
-                in_batch.unwrap_or_else(|| facts.newest_retained(topic))
+    pub fn ask(&mut self, ticket: u64, events: Vec<NewEvent>, terms: Terms) {
+        self.asked.push(Asked { ticket, events, terms, written: None, in_doubt: false });
+    }
+
+    /// What is remembered under a key of all that lies up to an id, and whether it must be.
+    fn kept(&self, key: IdempotencyKey, upto: EventId) -> Option<(Kept, bool)> {
+        let place = self.kept.iter().rposition(|kept| kept.key.key == key.key && kept.ids.last <= upto)?;
+        let kept = self.kept[place];
+        let must = kept.time + WINDOW >= self.latest && self.numbers - kept.number <= KEYS_MAX;
+        Some((kept, must))
+    }
+
+    /// A batch was written, of which `facts` know already. Gives how many publishes it holds.
+    pub fn written(&mut self, events: &[Event], facts: &Facts) -> Result<u64, String> {
+        let (mut rest, mut publishes) = (events, 0);
+        let mut next = 0;
+        while let Some(first) = rest.first() {
+            let fits = |asked: &Asked| {
+                let len = asked.events.len();
+                asked.written.is_none() && len <= rest.len() && rest.iter().zip(&asked.events).all(|(e, n)| is(e, n))
             };
-            let refused = self.refusal(&events, terms, &remembered, facts, newest, now);
-            let outcome = refused.unwrap_or_else(|| {
-                let first = upto + 1;
-                for event in events {
-                    upto += 1;
-                    appended.push((upto, event));
-                }
-                if let Some(IdempotencyKey { key, request }) = terms.key {
-                    let time = commit.events.last().map_or(0, |event| event.time);
-                    remembered.push(Remembered { key, request, first, last: upto, time });
-                }
-                Outcome::Appended(Appended { first, last: upto })
-            });
-            self.expected.push((ticket, outcome));
-        }
-        let same = commit.events.len() == appended.len()
-            && commit.events.iter().zip(appended).all(|(event, (id, new))| {
-                let NewEvent { topic, event: ty, key, data } = new;
-                event.id == id && (&event.topic, &event.event, &event.key, &event.data) == (&topic, &ty, &key, &data)
-            });
-        let in_time =
-            commit.events.iter().all(|event| event.time >= facts.events.values().last().map_or(0, |f| f.event.time));
-        if !same || !in_time || commit.remembered != remembered {
-            return Err(format!("{commit:?} is no batch for {:?}, {remembered:?}", self.expected));
-        }
-        Ok(())
-    }
-
-    fn refusal(
-        &self,
-        events: &[NewEvent],
-        terms: Terms,
-        in_batch: &[Remembered],
-        facts: &Facts,
-        newest: impl Fn(&Topic) -> EventId,
-        now: Millis,
-    ) -> Option<Outcome> {
-        let known = terms.key.and_then(|IdempotencyKey { key, request }| {
-            let mut all = self.remembered.iter().filter(|r| r.time + WINDOW >= now).chain(in_batch);
-            let first = all.find(|r| r.key == key)?;
-            let same = Outcome::Replayed(Appended { first: first.first, last: first.last });
-            Some(if first.request == request { same } else { Outcome::Conflict })
-        });
-        let closed = || events.iter().find(|e| facts.is_closed(&e.topic)).map(|e| Outcome::Closed(e.topic.clone()));
-        let unmet = || {
-            let last = newest(&events.first()?.topic);
-            (terms.last? != last).then_some(Outcome::Unmet { last })
-        };
-        known.or_else(closed).or_else(unmet)
-    }
-
-    /// The batch is in the log.
-    pub fn written(&mut self, commit: &Commit) {
-        self.remembered.extend(&commit.remembered);
-    }
-
-    /// What is too old, or too much, is forgotten.
-    pub fn forget(&mut self, now: Millis) {
-        self.remembered.retain(|r| r.time + WINDOW >= now);
-        while self.remembered.len() > KEYS_MAX {
-            self.remembered.pop_front();
-        }
-    }
-
-    pub fn answered(&mut self, answers: &Answers, facts: &Facts) -> Result<(), String> {
-        let expected = std::mem::take(&mut self.expected);
-        let told = answers.iter().map(|(ticket, told)| (ticket, told.as_ref().ok()));
-        if !told.eq(expected.iter().map(|(ticket, outcome)| (ticket, Some(outcome)))) {
-            return Err(format!("publishes were answered {answers:?}; it is {expected:?}"));
-        }
-        for (ticket, outcome) in &expected {
-            if let Outcome::Appended(Appended { first, last }) = outcome
-                && !(*first..=*last).all(|id| facts.events.contains_key(&id))
-            {
-                return Err(format!("publish {ticket} was answered {outcome:?}, which is not durable"));
+            let place = self.asked[next..].iter().position(fits).map(|place| place + next);
+            let place = place.ok_or_else(|| format!("nobody asked for what begins with {first:?}, wholly and then"))?;
+            next = place + 1;
+            let asked = &self.asked[place];
+            let (mine, others) = rest.split_at(asked.events.len());
+            let ids = Appended { first: first.id, last: first.id + mine.len() as EventId - 1 };
+            if mine.last().is_some_and(|event| event.id != ids.last) {
+                return Err(format!("the ids of a publish have a hole: {mine:?}"));
             }
+            let newest = facts.newest_retained(&first.topic, first.id - 1);
+            if asked.terms.last.is_some_and(|last| last != newest) {
+                return Err(format!("{:?} does not hold at {}, it is {newest}", asked.terms, first.id));
+            }
+            if let Some(key) = asked.terms.key {
+                if let Some((kept, true)) = self.kept(key, first.id - 1) {
+                    return Err(format!("{kept:?} was remembered, and is published again as {ids:?}"));
+                }
+                self.kept.push(Kept { key, ids, time: first.time, number: self.numbers });
+                self.numbers += 1;
+            }
+            let asked = &mut self.asked[place];
+            asked.written = Some(ids);
+            if asked.in_doubt {
+                self.position = ids.last;
+            }
+            (rest, publishes) = (others, publishes + 1);
         }
-        Ok(())
+        Ok(publishes)
     }
 
-    /// The batch failed: everybody is told that, and nothing else.
-    pub fn failed(&mut self, told: &[u64]) -> Result<(), String> {
-        let expected: Vec<u64> = std::mem::take(&mut self.expected).into_iter().map(|(ticket, _)| ticket).collect();
-        if *told == *expected {
-            Ok(())
-        } else {
-            Err(format!("{told:?} were told of a failure that befell {expected:?}"))
+    /// Writing works again: what has not been found of those in doubt is not there, and will not be.
+    pub fn settled(&mut self) {
+        self.asked.retain(|asked| !asked.in_doubt);
+    }
+
+    /// The process died, and what lies beyond this id is gone.
+    pub fn crash(&mut self, facts: &Facts) {
+        self.asked.clear();
+        self.kept.retain(|kept| facts.events.contains_key(&kept.ids.first));
+        self.position = facts.tail;
+    }
+
+    /// The publish with this ticket was answered. Gives what it was told, in a word.
+    pub fn answered(
+        &mut self,
+        ticket: u64,
+        told: &Result<Outcome, StoreError>,
+        facts: &Facts,
+    ) -> Result<&'static str, String> {
+        let place = self.asked.iter().position(|asked| asked.ticket == ticket).ok_or("it was answered twice")?;
+        let Ok(told) = told else {
+            self.asked[place].in_doubt = true;
+            return Ok("publishes in doubt");
+        };
+        let asked = self.asked.remove(place);
+        let judged = self.judge(&asked, told, facts);
+        if let Outcome::Appended(ids) = told {
+            self.position = ids.last;
+        }
+        judged.map_err(|why| format!("publish {ticket} of {:?} was answered {told:?}: {why}", asked.terms))
+    }
+
+    fn judge(&self, asked: &Asked, told: &Outcome, facts: &Facts) -> Result<&'static str, String> {
+        let known = asked.terms.key.and_then(|key| self.kept(key, self.position));
+        let same = |kept: &Kept| asked.terms.key == Some(kept.key);
+        if let Outcome::Appended(ids) = told {
+            return match asked.written {
+                Some(written) if written == *ids && ids.first > self.position => Ok("publishes acked"),
+                written => Err(format!("it is at {written:?}, behind {}", self.position)),
+            };
+        }
+        if let Some(written) = asked.written {
+            return Err(format!("it is there, at {written:?}"));
+        }
+        match (told, known) {
+            (Outcome::Replayed(ids), Some((kept, _))) if kept.ids == *ids && same(&kept) => Ok("repeats answered"),
+            (Outcome::Conflict, Some((kept, _))) if !same(&kept) => Ok("conflicts"),
+            (Outcome::Replayed(_) | Outcome::Conflict, known) => Err(format!("known is {known:?}")),
+            (_, Some((kept, true))) => Err(format!("{kept:?} is remembered")),
+            (Outcome::Closed(topic), _) => {
+                let one = |topic: &Topic| asked.events.iter().any(|event| event.topic == *topic);
+                if facts.is_closed(topic) && one(topic) { Ok("closed to publishes") } else { Err("it is open".into()) }
+            }
+            (Outcome::Unmet { last }, _) => {
+                let newest = facts.newest_retained(&asked.events[0].topic, self.position);
+                let unmet = asked.terms.last.is_some_and(|wanted| wanted != *last);
+                if unmet && newest == *last { Ok("conditions unmet") } else { Err(format!("the newest is {newest}")) }
+            }
+            (Outcome::Appended(_), _) => Ok("publishes acked"),
         }
     }
 }

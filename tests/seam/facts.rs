@@ -1,10 +1,11 @@
-//! What the log truly holds: the judge's own record of what became durable and what was taken.
+//! What the log truly holds: the judge's own record of what was written, what was taken, and what a crash has made undone.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use tidelog::event::{Event, EventId, EventType, Key};
+use tidelog::event::{Event, EventId, EventType, Key, Millis};
 use tidelog::store::Trim;
+use tidelog::store::model::Write;
 use tidelog::topic::{Filter, Topic};
 
 /// An event that became durable.
@@ -48,9 +49,16 @@ pub type Picture = BTreeMap<(Topic, Key), EventId>;
 
 #[derive(Default)]
 pub struct Facts {
+    /// All that was written, and is still there, each with its step.
+    history: Vec<(u64, Write)>,
     pub events: BTreeMap<EventId, Fact>,
-    /// Where holes end.
-    pub holes: Vec<EventId>,
+    /// Events that were there, until a crash.
+    pub lost: BTreeMap<EventId, Fact>,
+    /// The ids before which, and with which, holes end.
+    pub holes: Vec<(EventId, EventId)>,
+    /// The largest id that was given to an event or skipped, and the time of the newest event.
+    pub tail: EventId,
+    pub last_time: Millis,
     /// The events of each topic and key, ascending.
     keyed: BTreeMap<(Topic, Key), Vec<EventId>>,
     newest: BTreeMap<Topic, EventId>,
@@ -61,8 +69,61 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub fn append(&mut self, events: &[Event]) -> Result<(), String> {
+    /// Something was written.
+    pub fn learn(&mut self, write: Write, step: u64) -> Result<(), String> {
+        match &write {
+            Write::Commit(events, _) => self.append(events)?,
+            Write::Floors(rose) => self.raise(rose, step),
+            Write::Delete(topic, _) => self.delete(topic, step),
+            Write::Close(topic, last) => {
+                if self.close(topic) != *last {
+                    return Err(format!("{topic} is said to be closed at {last}"));
+                }
+            }
+            Write::Keep(topic, snapshot) => self.keep(topic, (snapshot.at, snapshot.body.clone())),
+            Write::Retain(..) => {}
+            Write::Skip(after, upto) => {
+                self.holes.push((*after, *upto));
+                self.tail = *upto;
+            }
+        }
+        self.history.push((step, write));
+        Ok(())
+    }
+
+    /// The process died, and `lost` of the last writes with it. Whoever comes from now on is told of all that is there.
+    pub fn crash(&mut self, lost: usize, step: u64) -> Result<(), String> {
+        if lost > 0 {
+            let mut history = std::mem::take(&mut self.history);
+            let gone = history.split_off(history.len() - lost);
+            let mut before = std::mem::take(self);
+            self.lost = std::mem::take(&mut before.lost);
+            for (_, write) in gone {
+                let Write::Commit(events, _) = write else { return Err(format!("a crash took {write:?}")) };
+                for event in events {
+                    let fact = before.events.remove(&event.id).ok_or("it was never there")?;
+                    self.lost.insert(event.id, fact);
+                }
+            }
+            for (step, write) in history {
+                self.learn(write, step)?;
+            }
+        }
+        self.tell(step);
+        self.publish(step);
+        self.tell_closed();
+        Ok(())
+    }
+
+    fn append(&mut self, events: &[Event]) -> Result<(), String> {
         for event in events {
+            if event.id <= self.tail || self.lost.contains_key(&event.id) {
+                return Err(format!("id {} is given again", event.id));
+            }
+            if event.time < self.last_time {
+                return Err(format!("the time of event {} lies before that of the one before it", event.id));
+            }
+            (self.tail, self.last_time) = (event.id, event.time);
             if self.closed.contains_key(&event.topic) {
                 return Err(format!("event {} was appended to a topic that was closed", event.id));
             }
@@ -71,13 +132,13 @@ impl Facts {
             }
             self.newest.insert(event.topic.clone(), event.id);
             let fact = Fact { event: event.clone(), trimmed: None, gone: None, with_the_log: false };
-            assert!(self.events.insert(event.id, fact).is_none(), "id {} was given twice", event.id);
+            self.events.insert(event.id, fact);
         }
         Ok(())
     }
 
     /// What the trims ask for is taken, whether its floor stood there already or not.
-    pub fn raise(&mut self, trims: &[Trim], step: u64) {
+    fn raise(&mut self, trims: &[Trim], step: u64) {
         for Trim { topic, upto } in trims {
             for fact in self.events.range_mut(..=*upto).map(|(_, fact)| fact) {
                 if topic.as_ref().is_none_or(|t| *t == fact.event.topic) {
@@ -103,23 +164,41 @@ impl Facts {
         self.answered(step);
     }
 
-    pub fn delete(&mut self, topic: &Topic, step: u64) {
+    fn delete(&mut self, topic: &Topic, step: u64) {
         let upto = self.newest.get(topic).copied().unwrap_or(0);
         self.raise(&[Trim { topic: Some(topic.clone()), upto }], step);
         self.deletions.push(Deletion { topic: topic.clone(), upto, step, told: None });
         self.snapshots.push(Kept { topic: topic.clone(), snapshot: None, told: None });
     }
 
-    /// The newest event of a topic that no floor has reached; 0 where there is none.
-    pub fn newest_retained(&self, topic: &Topic) -> EventId {
-        let retained = self.events.values().rev().find(|fact| fact.event.topic == *topic && fact.trimmed.is_none());
+    /// The newest event of a topic up to an id that no floor has reached; 0 where there is none.
+    pub fn newest_retained(&self, topic: &Topic, upto: EventId) -> EventId {
+        let mut upto = self.events.range(..=upto).map(|(_, fact)| fact);
+        let retained = upto.rfind(|fact| fact.event.topic == *topic && fact.trimmed.is_none());
         retained.map_or(0, |fact| fact.event.id)
+    }
+
+    /// Whether all that a trim asks for is gone.
+    pub fn is_gone(&self, trim: &Trim) -> bool {
+        let mut upto = self.events.range(..=trim.upto).map(|(_, fact)| fact);
+        upto.all(|fact| fact.gone.is_some() || trim.topic.as_ref().is_some_and(|topic| fact.event.topic != *topic))
+    }
+
+    /// The newest snapshot of a topic.
+    pub fn snapshot_of(&self, topic: &Topic) -> Option<&(EventId, String)> {
+        self.snapshots.iter().rfind(|kept| kept.topic == *topic)?.snapshot.as_ref()
+    }
+
+    /// Where `id` lies within a hole, of which something may have been shown.
+    pub fn is_within_a_hole(&self, id: EventId) -> bool {
+        let before_its_end = |upto: EventId| id < upto || self.lost.contains_key(&id);
+        self.holes.iter().any(|(after, upto)| *after < id && before_its_end(*upto))
     }
 
     // ---- closing
 
     /// A topic was closed, for good; gives its newest event.
-    pub fn close(&mut self, topic: &Topic) -> EventId {
+    fn close(&mut self, topic: &Topic) -> EventId {
         let newest = self.newest.get(topic).copied().unwrap_or(0);
         self.closed.entry(topic.clone()).or_insert((newest, false)).0
     }
@@ -165,7 +244,7 @@ impl Facts {
         std::iter::once(known).chain(later)
     }
 
-    pub fn keep(&mut self, topic: &Topic, snapshot: (EventId, String)) {
+    fn keep(&mut self, topic: &Topic, snapshot: (EventId, String)) {
         self.snapshots.push(Kept { topic: topic.clone(), snapshot: Some(snapshot), told: None });
     }
 

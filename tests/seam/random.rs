@@ -1,20 +1,19 @@
-//! Long random runs. `SEEDS=n` runs n of them, `SEED=n` just the one, with its trace.
-
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+//! The simulation's choices, all of them drawn from one seed: how the world is, who takes the next step, what is asked for, what fails.
+//!
+//! Whose turn it is is mostly drawn evenly; now and then one actor is starved for long, or has all the turns.
 
 use fastrand::Rng;
+use tidelog::event::EventId;
 use tidelog::sse::Form;
-use tidelog::store::Store;
 use tidelog::store::model::Failing;
+use tidelog::store::{Durability, Limits, Policy};
 use tidelog::subscription::Begin;
 use tidelog::subscription::bundle::Kind;
-use tidelog::topic::Topic;
+use tidelog::topic::{Pattern, Topic};
 
 use crate::scenarios::filter;
-use crate::world::{Ask, Judged, One, Publish, Spec, Step, World};
-
-const SEEDS: u64 = 300;
-const STEPS: usize = 4_000;
+use crate::search::Actor;
+use crate::world::{Ask, Judged, One, Publish, Setting, Spec, Step, World};
 
 const TOPICS: [&str; 7] = ["a", "a.x", "a.y", "b.x", "c", "d", "e"];
 /// Those that are closed: the others go on.
@@ -69,12 +68,33 @@ fn spec(rng: &mut Rng) -> Spec {
         leaves: rng.usize(..30),
         cuts: true,
         fine: true,
+        bytewise: rng.u8(..8) == 0,
     }
 }
 
+fn limits(rng: &mut Rng) -> Limits {
+    let mut max = |m: u64| if rng.u8(..3) == 0 { rng.u64(1..m) } else { 0 };
+    let (max_events, max_age, max_bytes) = (max(20), max(10_000), max(900));
+    Limits { max_events, max_age, max_bytes, trim_to_snapshot: rng.u8(..4) == 0 }
+}
+
+fn policy(rng: &mut Rng) -> Policy {
+    let of_log = if rng.bool() { Limits::default() } else { Limits { trim_to_snapshot: false, ..limits(rng) } };
+    Policy { log: of_log, topics: vec![(Pattern::parse("a.**").unwrap(), limits(rng))] }
+}
+
 fn world(rng: &mut Rng) -> World {
-    let clients = (0..rng.usize(1..24)).map(|_| spec(rng)).collect();
-    World::new(rng.usize(1..6), pick(rng, &[0, 500, 3_000, 20_000, 1 << 20]), clients, Vec::new())
+    let setting = Setting {
+        scan_max: rng.usize(1..6),
+        ring_bytes_max: pick(rng, &[0, 500, 3_000, 20_000, 1 << 20]),
+        durability: pick(rng, &[Durability::Sync, Durability::Sync, Durability::Interval, Durability::Os]),
+        reserve: pick(rng, &[1, 3, 20, 1_000]),
+        policy: policy(rng),
+        fine_reads: true,
+        digests: true,
+    };
+    let clients = (0..rng.usize(1..12)).map(|_| spec(rng)).collect();
+    World::with(setting, clients, Vec::new())
 }
 
 fn one(rng: &mut Rng) -> One {
@@ -84,98 +104,157 @@ fn one(rng: &mut Rng) -> One {
 }
 
 fn publish(rng: &mut Rng, world: &World) -> Publish {
-    let events: Vec<_> = (0..rng.usize(1..6)).map(|_| one(rng)).collect();
+    let mut events: Vec<_> = (0..rng.usize(1..6)).map(|_| one(rng)).collect();
+    // Its data tells publishes apart.
+    events[0].size = events[0].size.max(1);
     let last = match rng.u8(..8) {
-        0 => Some(world.facts.newest_retained(&Topic::parse(events[0].topic).unwrap())),
+        0 => Some(world.facts.newest_retained(&Topic::parse(events[0].topic).unwrap(), EventId::MAX)),
         1 => Some(rng.u64(..9)),
         _ => None,
     };
     let key = Some((rng.u8(..8), rng.u8(..2))).filter(|_| rng.u8(..3) == 0);
-    Publish { events, last, key }
+    Publish { events, last, key, again: None }
 }
 
-fn ask(rng: &mut Rng, world: &World) -> Option<Ask> {
-    Some(match rng.u8(..64) {
-        0..3 => Ask::Beat,
-        3..6 => Ask::Fail(pick(rng, &[Failing::Unwritten, Failing::Written]), pick(rng, &[0, 0, 1, 4])),
-        6..12 => {
-            // Exactly at an event, as retention and a DELETE of what is there would.
-            let (newest, _) = world.facts.events.last_key_value()?;
-            let (&upto, fact) = world.facts.events.range(rng.u64(newest / 2..=*newest)..).next()?;
-            let topic = TOPICS.into_iter().find(|t| *t == fact.event.topic.as_str());
-            Ask::Trim(topic.filter(|_| rng.u8(..3) > 0), upto)
+/// What is asked next, or befalls it.
+fn ask(rng: &mut Rng, world: &mut World) -> Option<Ask> {
+    let client = rng.usize(..world.clients.len());
+    Some(match rng.u8(..128) {
+        0..4 => Ask::Beat,
+        4..8 => Ask::Fail(pick(rng, &[Failing::Unwritten, Failing::Written]), pick(rng, &[0, 0, 1, 4])),
+        8..13 => trim(rng, world)?,
+        13 => Ask::Close(pick(rng, &CLOSING)),
+        14..16 => Ask::Delete(pick(rng, &TOPICS)),
+        16..22 => Ask::Snapshot(pick(rng, &TOPICS), (world.tail() + 1).saturating_sub(rng.u64(..20))),
+        22..24 => Ask::Retain(pick(rng, &TOPICS), if rng.bool() { limits(rng) } else { Limits::default() }),
+        24..29 => Ask::Round,
+        29..34 => Ask::Tick,
+        34 => Ask::FailReopens(rng.u32(1..3)),
+        35..37 => Ask::Unreadable(!world.is_unreadable),
+        37..39 => Ask::Full(!world.is_full),
+        // What ails the disk seldom ails it for long.
+        39..48 if world.is_unreadable => Ask::Unreadable(false),
+        39..48 if world.is_full => Ask::Full(false),
+        39..41 => Ask::Clock(pick(rng, &[-20_000, -700, -1, 5, 400, 2_500, 30_000])),
+        41..44 => {
+            let unsynced = world.store.unsynced();
+            let kept = if rng.bool() { unsynced } else { rng.usize(..=unsynced) };
+            Ask::Crash(kept, pick(rng, &[None, Some(false), Some(true)]))
         }
-        12 => Ask::Close(pick(rng, &CLOSING)),
-        13 => Ask::Delete(pick(rng, &TOPICS)),
-        14..18 => Ask::Snapshot(pick(rng, &TOPICS), (world.tail() + 1).saturating_sub(rng.u64(..20))),
+        44 => Ask::Restart,
+        48..52 => Ask::Elsewhere(client, rng.u64(..world.tail() + 5)),
+        52..56 => Ask::Visitor(client, Box::new(spec(rng))),
+        56..66 if !world.in_doubt.is_empty() => {
+            let publish = world.in_doubt.swap_remove(rng.usize(..world.in_doubt.len()));
+            *world.happened.entry("publishes repeated when in doubt").or_default() += 1;
+            Ask::Publish(publish)
+        }
         _ => Ask::Publish(publish(rng, world)),
     })
 }
 
-fn run(world: &mut World, rng: &mut Rng) -> Judged {
-    let mut steps = Vec::new();
-    let pace = rng.u8(2..12);
-    for _ in 0..STEPS {
-        if rng.u8(..pace) == 0 {
-            if let Some(ask) = ask(rng, world) {
-                world.ask(ask)?;
+/// Exactly at an event, as retention and a DELETE of what is there would.
+fn trim(rng: &mut Rng, world: &World) -> Option<Ask> {
+    let (newest, _) = world.facts.events.last_key_value()?;
+    let (&upto, fact) = world.facts.events.range(rng.u64(newest / 2..=*newest)..).next()?;
+    let topic = TOPICS.into_iter().find(|t| *t == fact.event.topic.as_str());
+    Some(Ask::Trim(topic.filter(|_| rng.u8(..3) > 0), upto))
+}
+
+/// Whose turns are not drawn evenly, and for how many steps.
+#[derive(Clone, Copy)]
+enum Bias {
+    None,
+    Starves(Actor, u32),
+    Bursts(Actor, u32),
+}
+
+impl Bias {
+    fn drawn(rng: &mut Rng, steps: &[Step], world: &mut World) -> Self {
+        let draw = rng.u8(..80);
+        if draw > 2 {
+            return Self::None;
+        }
+        let actor = Actor::of(pick(rng, steps));
+        let (what, bias) = match draw {
+            0 => ("bursts of one actor", Self::Bursts(actor, rng.u32(5..40))),
+            _ => ("actors starved", Self::Starves(actor, rng.u32(20..200))),
+        };
+        *world.happened.entry(what).or_default() += 1;
+        bias
+    }
+
+    /// Leaves out of `steps` those whose turn it is not, unless nobody else's it is.
+    fn apply(&mut self, steps: &mut Vec<Step>) {
+        let (Self::Starves(_, left) | Self::Bursts(_, left)) = self else { return };
+        *left -= 1;
+        let left = *left;
+        let now = *self;
+        let wanted = |step: &Step| match now {
+            Self::None => true,
+            Self::Starves(actor, _) => Actor::of(*step) != actor,
+            Self::Bursts(actor, _) => Actor::of(*step) == actor,
+        };
+        if steps.iter().any(wanted) {
+            steps.retain(wanted);
+        }
+        if left == 0 {
+            *self = Self::None;
+        }
+    }
+}
+
+/// A run of so many steps; what it was like is in its world.
+pub struct Run {
+    rng: Rng,
+    pub world: World,
+    /// How many were taken.
+    pub taken: usize,
+}
+
+impl Run {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let world = world(&mut rng);
+        Self { rng, world, taken: 0 }
+    }
+
+    pub fn go(&mut self, steps: usize) -> Judged {
+        let Self { rng, world, taken } = self;
+        let mut enabled = Vec::new();
+        let mut bias = Bias::None;
+        let pace = rng.u8(3..12);
+        while *taken < steps {
+            *taken += 1;
+            if rng.u8(..pace) == 0 {
+                if let Some(ask) = ask(rng, world) {
+                    world.ask(ask)?;
+                }
+                continue;
             }
-            continue;
+            world.enabled(&mut enabled);
+            // Leaving is rare, or nobody would ever get anywhere.
+            enabled.retain(|step| !matches!(step, Step::Leave(_) | Step::Cut(..)) || rng.u8(..40) == 0);
+            for step in &mut enabled {
+                if let Step::Cut(at, _) = *step
+                    && rng.bool()
+                {
+                    *step = Step::CutBytes(at, rng.usize(..100_000));
+                }
+            }
+            if rng.u8(..10) == 0 {
+                // A poll that nothing called for.
+                enabled.extend(Some(rng.usize(..world.clients.len())).filter(|&at| world.is_live(at)).map(Step::Poll));
+            }
+            if enabled.is_empty() {
+                continue;
+            }
+            if matches!(bias, Bias::None) {
+                bias = Bias::drawn(rng, &enabled, world);
+            }
+            bias.apply(&mut enabled);
+            world.apply(pick(rng, &enabled))?;
         }
-        world.enabled(&mut steps);
-        // Leaving is rare, or nobody would ever get anywhere.
-        steps.retain(|step| !matches!(step, Step::Leave(_) | Step::Cut(..)) || rng.u8(..40) == 0);
-        if rng.u8(..10) == 0 {
-            // A poll that nothing called for.
-            steps.extend(Some(rng.usize(..world.clients.len())).filter(|&at| world.is_live(at)).map(Step::Poll));
-        }
-        if !steps.is_empty() {
-            world.apply(pick(rng, &steps))?;
-        }
-    }
-    world.finish()
-}
-
-/// A run and its trace.
-fn seeded(seed: u64, traced: bool) -> (Judged, Vec<String>, u64) {
-    let mut rng = Rng::with_seed(seed);
-    let mut world = world(&mut rng);
-    world.trace = traced.then(Vec::new);
-    let judged = catch_unwind(AssertUnwindSafe(|| run(&mut world, &mut rng)));
-    match judged {
-        Ok(judged) => (judged, world.trace.take().unwrap_or_default(), world.store.tail()),
-        Err(panic) => {
-            eprintln!("SEED={seed}: a panic\n{}", world.trace.unwrap_or_default().join("\n"));
-            resume_unwind(panic)
-        }
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-#[test]
-fn long_random_runs_keep_the_promises() {
-    if let Some(seed) = number("SEED") {
-        let (judged, trace, _) = seeded(seed, true);
-        assert!(judged.is_ok(), "{}\nSEED={seed}: {}", trace.join("\n"), judged.unwrap_err());
-        return;
-    }
-    let seeds = number("SEEDS").unwrap_or(SEEDS);
-    let mut ids = 0;
-    for seed in 0..seeds {
-        let (judged, _, tail) = seeded(seed, false);
-        ids += tail;
-        assert!(judged.is_ok(), "SEED={seed} replays it: {}", judged.unwrap_err());
-    }
-    println!("{seeds} seeds, {ids} ids");
-}
-
-#[test]
-fn a_seed_is_a_run() {
-    for seed in 0..3 {
-        let (first, second) = (seeded(seed, true), seeded(seed, true));
-        assert!(first.1.len() > STEPS / 2 && first == second, "SEED={seed}");
+        world.finish()
     }
 }

@@ -35,6 +35,7 @@ fn client(pattern: &str, begin: Begin) -> Spec {
         leaves: 0,
         cuts: false,
         fine: false,
+        bytewise: false,
     }
 }
 

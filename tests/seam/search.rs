@@ -49,22 +49,23 @@ pub fn orders(name: &str, interruptions: usize, build: impl Fn() -> World) {
 
 /// Who takes a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Actor {
+pub enum Actor {
     Script,
     Writer,
     Client(usize),
     Gathering(usize),
+    Fetching(usize),
 }
 
 impl Actor {
-    fn of(step: Step) -> Self {
+    pub fn of(step: Step) -> Self {
         match step {
             Step::Script => Self::Script,
             Step::Writer => Self::Writer,
             Step::Gather(at) => Self::Gathering(at),
-            Step::Connect(at) | Step::Poll(at) | Step::Cut(at, _) | Step::Read(at) | Step::Leave(at) => {
-                Self::Client(at)
-            }
+            Step::Fetch(at) => Self::Fetching(at),
+            Step::Connect(at) | Step::Poll(at) | Step::Read(at) | Step::Leave(at) => Self::Client(at),
+            Step::Cut(at, _) | Step::CutBytes(at, _) => Self::Client(at),
         }
     }
 }

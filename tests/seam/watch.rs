@@ -65,6 +65,8 @@ pub struct Watch {
     told: EventId,
     /// What was trimmed before this step was not asked for.
     excused: Option<u64>,
+    /// It begins at an id that lies within a hole: what it has seen may be gone, which is to be told before anything else.
+    in_hole: Option<EventId>,
     /// The beginning lies beyond the tail, which is to be told first.
     ahead: Option<EventId>,
     /// Where a stream that does not follow ends.
@@ -116,12 +118,19 @@ impl Watch {
             }
         };
         let until = (!follow).then_some(tail);
+        let in_hole = match begin {
+            Begin::After(id) => Some(id),
+            Begin::At(id) => Some(id - 1),
+            _ => None,
+        };
+        let in_hole = in_hole.filter(|id| *id <= tail && facts.is_within_a_hole(*id));
         Self {
             filter,
             at,
             looked: at,
             told: 0,
             excused,
+            in_hole,
             ahead,
             until,
             begun: now,
@@ -203,8 +212,21 @@ impl Watch {
                 return Err(format!("event {} {why}", fact.event.id));
             }
         }
+        let lost = self.lost_within(facts, upto).filter(|id| *id > self.told).or(self.in_hole);
+        if let Some(id) = lost {
+            return Err(format!("what was there up to id {id} was lost, untold"));
+        }
         self.at = self.at.max(upto);
         Ok(())
+    }
+
+    /// The newest event that was lost among those that are owed up to an id.
+    fn lost_within(&self, facts: &Facts, upto: EventId) -> Option<EventId> {
+        if self.excused.is_some() || self.at >= upto {
+            return None;
+        }
+        let mut lost = facts.lost.range(self.at + 1..=upto).map(|(_, fact)| fact);
+        lost.rfind(|fact| fact.matches(&self.filter)).map(|fact| fact.event.id)
     }
 
     /// Whether something is owed of what subscribers may see. Never goes from no to yes but by a larger tail.
@@ -380,12 +402,13 @@ impl Watch {
         });
         let truly = match reason {
             "trimmed" => taken,
-            "lost" => facts.holes.iter().any(|end| (requested + 1..earliest).contains(end)),
+            "lost" => facts.holes.iter().any(|(_, end)| (requested + 1..earliest).contains(end)),
             _ => false,
         };
         if !truly {
             return Err("nothing that was asked for is gone".into());
         }
+        self.in_hole = self.in_hole.filter(|id| *id >= earliest);
         self.settle(facts, id)?;
         self.told = self.told.max(earliest - 1);
         self.heals();

@@ -4,18 +4,22 @@
 
 mod bundles;
 mod clients;
+mod crash;
+mod reads;
 mod writer;
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tidelog::event::{EventId, Millis};
 use tidelog::hub::{self, Hub};
-use tidelog::sequencer::Sequencer;
+use tidelog::metrics::Metrics;
+use tidelog::sequencer::local::{Refusal, Writer};
 use tidelog::sse::Form;
 use tidelog::store::model::{Failing, ModelStore};
+use tidelog::store::{Durability, Limits, Policy};
 use tidelog::subscription::Begin;
 use tidelog::subscription::bundle::{Bundles, Kind};
 use tidelog::subscription::shared::Shared;
@@ -23,8 +27,9 @@ use tidelog::topic::Filter;
 
 use self::bundles::Gathering;
 use self::clients::{Client, Stage, State};
-use self::writer::Writer;
-use crate::answers::{Ledger, WINDOW};
+use self::reads::Fetching;
+use self::writer::{Waiting, writer};
+use crate::answers::Ledger;
 use crate::facts::Facts;
 
 pub const HEARTBEAT: Millis = 3_200;
@@ -53,6 +58,8 @@ pub struct Publish {
     pub last: Option<EventId>,
     /// The idempotency key, and what else tells requests apart.
     pub key: Option<(u8, u8)>,
+    /// It says what the publish of this number says, as one that is tried again does.
+    pub again: Option<u64>,
 }
 
 /// What is asked of the writer, and what befalls it.
@@ -67,9 +74,30 @@ pub enum Ask {
     Snapshot(&'static str, EventId),
     /// The writes that are begun from now on fail; the reopening skips so many ids.
     Fail(Failing, u64),
+    /// A topic's own limits; none of them: those of the policy.
+    Retain(&'static str, Limits),
+    /// A round of retention.
+    Round,
+    /// A second passes for the writer.
+    Tick,
+    /// The next so many attempts to open the log again fail.
+    FailReopens(u32),
+    Unreadable(bool),
+    Full(bool),
+    /// Somebody sets the clock, forward or back.
+    Clock(i64),
     /// Time passes by more than a heartbeat.
     Beat,
     Drain,
+    /// The process dies; of what was not synced so many writes survive. `Some`: in the midst of the writer's next step, of which a write
+    /// is there or not.
+    Crash(usize, Option<bool>),
+    /// It is stopped in good order, and started again.
+    Restart,
+    /// A client that is not connected comes with some other id.
+    Elsewhere(usize, EventId),
+    /// A client that is not connected is another one from now on.
+    Visitor(usize, Box<Spec>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +110,11 @@ pub enum Step {
     Poll(usize),
     /// A poll of which only so many frames reach the client, which leaves.
     Cut(usize, usize),
+    /// The same with so many bytes, counted modulo what there is.
+    CutBytes(usize, usize),
     Read(usize),
+    /// Whoever reads the log for others goes on.
+    Fetch(usize),
     /// Whoever gathers a bundle goes on.
     Gather(usize),
     Leave(usize),
@@ -104,57 +136,156 @@ pub struct Spec {
     pub cuts: bool,
     /// Whether its beginning is fixed step by step.
     pub fine: bool,
+    /// Whether its bytes come one by one.
+    pub bytewise: bool,
+}
+
+/// How a world is.
+pub struct Setting {
+    /// Scans look at so many records.
+    pub scan_max: usize,
+    /// The ring keeps so many bytes.
+    pub ring_bytes_max: usize,
+    pub durability: Durability,
+    /// Ids that are reserved ahead, where the durability is not `sync`.
+    pub reserve: EventId,
+    pub policy: Policy,
+    /// Whether a read of the log takes several steps, so that others may come to wait for it.
+    pub fine_reads: bool,
+    /// Whether a digest is made of all that happens.
+    pub digests: bool,
+}
+
+/// How much of what is handed out reaches a client that leaves.
+#[derive(Debug, Clone, Copy)]
+pub enum Cut {
+    Frames(usize),
+    /// Modulo what there is.
+    Bytes(usize),
 }
 
 pub struct World {
-    pub store: ModelStore,
-    pub hub: Mutex<Hub<usize>>,
+    setting: Setting,
+    pub store: Arc<ModelStore>,
+    pub hub: Arc<Mutex<Hub<usize>>>,
     shared: Arc<Shared>,
+    fetching: Vec<Fetching>,
     bundles: Bundles,
     gatherings: Vec<Gathering>,
-    sequencer: Sequencer<u64>,
-    writer: Writer,
-    requests: VecDeque<Ask>,
+    writer: Writer<usize>,
+    refusal: Refusal,
+    waiting: VecDeque<Waiting>,
     pub script: VecDeque<Ask>,
     pub clients: Vec<Client>,
     pub facts: Facts,
     ledger: Ledger,
+    policy: Policy,
+    /// Publishes under a key that were answered with an error, or not at all.
+    pub in_doubt: Vec<Publish>,
     now: Millis,
+    /// The time of day, which may go back.
+    pub day: Millis,
     step: u64,
     publishes: u64,
+    snapshots: u64,
     connections: usize,
+    trims: u64,
+    published: u64,
     skip: u64,
+    pub is_full: bool,
+    pub is_unreadable: bool,
     drained: bool,
+    /// How often what happened.
+    pub happened: BTreeMap<&'static str, u64>,
+    /// Of all that happened and was handed out.
+    pub digest: u64,
     /// What happened, where that was asked for.
     pub trace: Option<Vec<String>>,
 }
 
 pub type Judged = Result<(), String>;
 
+/// What is counted is no part of a history.
+fn metrics() -> &'static Arc<Metrics> {
+    static ALL: OnceLock<Arc<Metrics>> = OnceLock::new();
+    ALL.get_or_init(|| Arc::new(Metrics::new(SystemTime::UNIX_EPOCH)))
+}
+
+fn new_hub(setting: &Setting, tail: EventId) -> Arc<Mutex<Hub<usize>>> {
+    let options = hub::Options { ring_bytes_max: setting.ring_bytes_max, heartbeat: Duration::from_millis(HEARTBEAT) };
+    Arc::new(Mutex::new(Hub::new(options, tail)))
+}
+
 impl World {
     /// Scans look at `scan_max` records; the ring keeps `ring_bytes_max`.
     pub fn new(scan_max: usize, ring_bytes_max: usize, clients: Vec<Spec>, script: Vec<Ask>) -> Self {
-        let options = hub::Options { ring_bytes_max, heartbeat: Duration::from_millis(HEARTBEAT) };
+        let (durability, policy) = (Durability::Sync, Policy::default());
+        let setting =
+            Setting { scan_max, ring_bytes_max, durability, reserve: 0, policy, fine_reads: false, digests: false };
+        Self::with(setting, clients, script)
+    }
+
+    pub fn with(setting: Setting, clients: Vec<Spec>, script: Vec<Ask>) -> Self {
+        let store = ModelStore::with_short_scans(setting.scan_max).with_durability(setting.durability, setting.reserve);
+        let store = Arc::new(store.noting());
+        let hub = new_hub(&setting, 0);
+        let (writer, refusal) = writer(&store, &hub, setting.durability, metrics());
         Self {
-            store: ModelStore::with_short_scans(scan_max),
-            hub: Mutex::new(Hub::new(options, 0)),
+            store,
+            hub,
             shared: Arc::default(),
+            fetching: Vec::new(),
             bundles: Bundles::default(),
             gatherings: Vec::new(),
-            sequencer: Sequencer::new(0, 0, WINDOW),
-            writer: Writer::Idle,
-            requests: VecDeque::new(),
+            writer,
+            refusal,
+            waiting: VecDeque::new(),
             script: script.into(),
             clients: clients.into_iter().map(Client::new).collect(),
             facts: Facts::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(1_000_000),
+            policy: setting.policy.clone(),
+            in_doubt: Vec::new(),
             now: 1_000_000,
+            day: 1_000_000,
             step: 0,
             publishes: 0,
+            snapshots: 0,
             connections: 0,
+            trims: 0,
+            published: 0,
             skip: 0,
+            is_full: false,
+            is_unreadable: false,
             drained: false,
+            happened: BTreeMap::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
             trace: None,
+            setting,
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    fn add(&mut self, what: &'static str, times: u64) {
+        if times > 0 {
+            *self.happened.entry(what).or_default() += times;
+        }
+    }
+
+    /// FNV-1a.
+    fn mix(&mut self, what: &[u8]) {
+        for byte in what {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// What happened becomes part of the digest, where that is wanted.
+    fn digest(&mut self, what: &impl std::fmt::Debug) {
+        if self.setting.digests {
+            self.mix(format!("{what:?}").as_bytes());
         }
     }
 
@@ -179,10 +310,6 @@ impl World {
         }
     }
 
-    fn writer_goes_on(&self) -> bool {
-        !(matches!(self.writer, Writer::Idle) && self.requests.is_empty())
-    }
-
     /// All that can happen next.
     pub fn enabled(&self, steps: &mut Vec<Step>) {
         steps.clear();
@@ -201,6 +328,7 @@ impl World {
         if self.writer_goes_on() {
             steps.push(Step::Writer);
         }
+        steps.extend((0..self.fetching.len()).map(Step::Fetch));
         steps.extend((0..self.gatherings.len()).filter(|at| self.gatherings[*at].goes_on()).map(Step::Gather));
         for (at, client) in self.clients.iter().enumerate() {
             match &client.stage {
@@ -209,7 +337,8 @@ impl World {
                 Stage::Live(live) => match &live.state {
                     State::Waiting => {}
                     State::Asking(asking) if !asking.goes_on() => {}
-                    State::Reading(_) | State::Asking(_) => steps.push(Step::Read(at)),
+                    State::Fetched(slot) if !slot.is_answered() => {}
+                    State::Fetched(_) | State::Reading(_) | State::Asking(_) => steps.push(Step::Read(at)),
                     State::Ready | State::WasRead(_) | State::WasGiven(..) => {
                         steps.push(Step::Poll(at));
                         if client.spec.cuts && client.spec.leaves > 0 {
@@ -225,23 +354,20 @@ impl World {
 
     /// Whether a poll of this client is more than asking again in vain.
     pub fn is_live(&self, at: usize) -> bool {
-        let reads = |state: &State| matches!(state, State::Reading(_) | State::Asking(_));
+        let reads = |state: &State| matches!(state, State::Reading(_) | State::Asking(_) | State::Fetched(_));
         matches!(&self.clients[at].stage, Stage::Live(live) if !reads(&live.state))
     }
 
     pub fn apply(&mut self, step: Step) -> Judged {
         self.step += 1;
+        self.digest(&step);
         self.note(|| format!("{step:?}"));
         match step {
             Step::Script => match self.script.pop_front() {
                 Some(ask) => self.ask(ask)?,
                 None => return Err("the script is over".into()),
             },
-            Step::Writer => {
-                self.write()?;
-                let now = format!("  {:?}", self.writer);
-                self.note(|| now);
-            }
+            Step::Writer => self.write()?,
             Step::Connect(at) => {
                 self.connect(at).map_err(|why| format!("client {at}: {why}"))?;
                 let client = &self.clients[at];
@@ -252,7 +378,13 @@ impl World {
                 }
             }
             Step::Poll(at) => self.poll(at, None).map_err(|why| format!("client {at}: {why}"))?,
-            Step::Cut(at, frames) => self.poll(at, Some(frames)).map_err(|why| format!("client {at}: {why}"))?,
+            Step::Cut(at, frames) => {
+                self.poll(at, Some(Cut::Frames(frames))).map_err(|why| format!("client {at}: {why}"))?;
+            }
+            Step::CutBytes(at, bytes) => {
+                self.poll(at, Some(Cut::Bytes(bytes))).map_err(|why| format!("client {at}: {why}"))?;
+            }
+            Step::Fetch(at) => self.fetch(at),
             Step::Read(at) => self.read(at)?,
             Step::Gather(at) => self.gather(at)?,
             Step::Leave(at) => {
@@ -265,13 +397,34 @@ impl World {
 
     pub fn ask(&mut self, ask: Ask) -> Judged {
         self.note(|| format!("  {ask:?}"));
+        self.step += 1;
+        self.digest(&ask);
         match ask {
-            Ask::Publish(_) | Ask::Trim(..) | Ask::Delete(_) | Ask::Close(_) | Ask::Snapshot(..) => {
-                self.requests.push_back(ask);
-            }
             Ask::Fail(failing, skip) => {
                 self.store.set_failing(failing);
                 self.skip = skip;
+            }
+            Ask::Round => self.round(),
+            Ask::Tick => self.writer.tick(),
+            Ask::FailReopens(times) => {
+                self.store.fail_reopens(times);
+                self.add("reopenings made to fail", times.into());
+            }
+            Ask::Unreadable(unreadable) => {
+                self.is_unreadable = unreadable;
+                self.store.set_unreadable(unreadable);
+            }
+            Ask::Full(full) => {
+                self.is_full = full;
+                self.store.set_full(full);
+                self.count("disks full, or freed");
+            }
+            Ask::Clock(by) => {
+                self.day = self.day.saturating_add_signed(by);
+                self.ledger.latest = self.ledger.latest.max(self.day);
+                if by < 0 {
+                    self.count("clocks set back");
+                }
             }
             Ask::Beat => return self.beat(),
             Ask::Drain => {
@@ -279,6 +432,18 @@ impl World {
                 let wakes = self.hub.lock().drain();
                 self.wake(&wakes);
             }
+            Ask::Crash(kept, within) => return self.crash(kept, within),
+            Ask::Restart => return self.restart(),
+            Ask::Elsewhere(at, id) if matches!(self.clients[at].stage, Stage::Out) => {
+                self.count("clients that came with any id");
+                self.clients[at].comes_with(id);
+            }
+            Ask::Visitor(at, spec) if matches!(self.clients[at].stage, Stage::Out | Stage::Gone) => {
+                self.count("visitors");
+                self.clients[at] = Client::new(*spec);
+            }
+            Ask::Elsewhere(..) | Ask::Visitor(..) => {}
+            asked => self.submit(asked),
         }
         Ok(())
     }
@@ -299,11 +464,13 @@ impl World {
 
     fn beat(&mut self) -> Judged {
         self.now += HEARTBEAT + HEARTBEAT / 32;
+        self.day += HEARTBEAT + HEARTBEAT / 32;
+        self.ledger.latest = self.ledger.latest.max(self.day);
         let wakes = self.hub.lock().beat(self.now);
         self.wake(&wakes);
         let late = |client: &Client| match &client.stage {
             Stage::Live(live) => {
-                let waits = matches!(live.state, State::Waiting) && !self.will_wake(client);
+                let waits = matches!(live.state, State::Waiting) && !self.writer.owes_wakes();
                 waits && live.heard + HEARTBEAT <= self.now
             }
             _ => false,
@@ -314,22 +481,15 @@ impl World {
         }
     }
 
-    /// Whom the writer has yet to wake for what it has told the hub.
-    fn wakes_to_come(&self) -> &[usize] {
-        self.writer.wakes_to_come()
-    }
-
-    fn will_wake(&self, client: &Client) -> bool {
-        self.wakes_to_come().contains(&client.connection)
-    }
-
     /// Who waits, was not woken, and will not be, has everything that subscribers may see.
     fn nobody_waits_in_vain(&mut self) -> Judged {
+        if self.writer.owes_wakes() {
+            return Ok(());
+        }
         let tail = self.tail();
-        let woken = self.wakes_to_come().to_vec();
         for (at, client) in self.clients.iter_mut().enumerate() {
             let (Stage::Live(live), Some(watch)) = (&client.stage, &mut client.watch) else { continue };
-            if !matches!(live.state, State::Waiting) || woken.contains(&client.connection) {
+            if !matches!(live.state, State::Waiting) {
                 continue;
             }
             if let Some(id) = watch.is_owed(&self.facts, tail) {
@@ -350,7 +510,7 @@ impl World {
         for _ in 0..1_000_000 {
             steps.clear();
             self.enabled_without_script(&mut steps);
-            match steps.iter().find(|step| !matches!(step, Step::Cut(..))) {
+            match steps.iter().find(|step| !matches!(step, Step::Cut(..) | Step::CutBytes(..))) {
                 Some(&step) => self.apply(step)?,
                 None => return Ok(()),
             }
@@ -360,7 +520,14 @@ impl World {
 
     /// Comes to rest, lets a heartbeat pass, and judges the end: everyone has everything, and an id that says so.
     pub fn finish(&mut self) -> Judged {
+        self.ask(Ask::Unreadable(false))?;
+        self.ask(Ask::Full(false))?;
+        self.ask(Ask::Fail(Failing::No, 0))?;
+        self.ask(Ask::Tick)?;
         self.rest()?;
+        if !self.waiting.is_empty() || self.refusal.read().is_some() {
+            return Err(format!("{} wait for an answer for ever", self.waiting.len()));
+        }
         if !self.drained {
             self.beat()?;
             self.rest()?;

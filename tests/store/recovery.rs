@@ -117,6 +117,27 @@ fn no_id_is_given_twice_whatever_the_disk_forgets() {
     }
 }
 
+/// The last id that is reserved may be given as well as any other; whoever has seen it is told that it is lost.
+#[test]
+fn who_has_seen_the_last_id_that_was_reserved_is_told_that_it_is_lost() {
+    for durability in [Durability::Interval, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), durability);
+        append(&store, 1, 10);
+        let synced = fs::metadata(wal(dir.path())).unwrap().len();
+        let reserved = open(crash_copy(dir.path()).path(), durability).tail();
+        append(&store, reserved, 1);
+        let copy = crash_copy(dir.path());
+        fs::File::options().write(true).open(wal(copy.path())).unwrap().set_len(synced).unwrap();
+        drop(store);
+
+        let store = open(copy.path(), durability);
+        assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>());
+        let floor = store.floor(&Filter::all());
+        assert!(floor.id > reserved && floor.reason == GapReason::Lost, "{floor:?} for one who has seen {reserved}");
+    }
+}
+
 /// Where the zeros ahead of the log begin.
 fn written_to(wal: &Path) -> u64 {
     let bytes = fs::read(wal).unwrap();

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{Refusal, Request, TICK, Writer};
+use super::{Refusal, Request, TICK, Worker};
 use crate::store::StoreError;
 
 /// The writer has ended.
@@ -40,14 +40,14 @@ struct State {
     /// Empty; its room is used again.
     spare: Vec<Request>,
     /// Here while nobody works with it.
-    writer: Option<Box<Writer>>,
+    writer: Option<Box<Worker>>,
     /// How many wait for it besides the sequencer's thread.
     waiting: usize,
     ended: bool,
 }
 
 impl Requests {
-    pub(super) fn new(writer: Box<Writer>, refusal: Refusal) -> Self {
+    pub(super) fn new(writer: Box<Worker>, refusal: Refusal) -> Self {
         let (queue, spare) = (Vec::new(), Vec::new());
         let state = State { queue, sent: 0, spare, writer: Some(writer), waiting: 0, ended: false };
         let (asked, returned) = (Condvar::new(), Condvar::new());

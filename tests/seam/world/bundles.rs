@@ -21,6 +21,20 @@ struct Answer {
 #[derive(Debug, Default)]
 pub struct Slot(Arc<Mutex<Answer>>);
 
+impl Slot {
+    pub fn is_answered(&self) -> bool {
+        self.0.lock().done.is_some()
+    }
+
+    pub fn take(&self) -> Option<Done> {
+        self.0.lock().done.take()
+    }
+
+    pub fn asker(&self) -> Box<dyn Asker> {
+        Box::new(Waiter(self.0.clone()))
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.lock().left = true;
@@ -57,7 +71,7 @@ impl Asking {
 
     /// Whether it can: not while it waits.
     pub fn goes_on(&self) -> bool {
-        self.slot.as_ref().is_none_or(|slot| slot.0.lock().done.is_some())
+        self.slot.as_ref().is_none_or(Slot::is_answered)
     }
 }
 
@@ -83,26 +97,30 @@ impl Gathering {
 }
 
 impl World {
-    /// Asks on; gives the bundle when it is there.
-    pub(super) fn ask_on(&mut self, asking: &mut Asking) -> Result<Option<Arc<Bundle>>, String> {
+    /// Asks on; gives the bundle when it is there, or that it cannot be read.
+    pub(super) fn ask_on(&mut self, asking: &mut Asking) -> Result<Option<Result<Arc<Bundle>, ReadingError>>, String> {
         let Some((tail, _)) = asking.before else {
             let hub = self.hub.lock();
             (asking.before, asking.trims) = (Some((hub.tail(), self.step)), hub.trims());
             return Ok(None);
         };
         let Some(heard) = asking.heard else {
-            asking.heard = Some(Heard::of(&self.store, asking.trims));
+            asking.heard = Some(Heard::of(&*self.store, asking.trims));
             return Ok(None);
         };
         if let Some(slot) = &asking.slot {
-            return match slot.0.lock().done.take() {
-                Some(Ok(Came::Bundle(bundle))) => Ok(Some(bundle)),
+            return match slot.take() {
+                Some(Ok(Came::Bundle(bundle))) => Ok(Some(Ok(bundle))),
+                Some(Err(error)) => Ok(Some(Err(error))),
                 other => Err(format!("who asked for a bundle was answered {other:?}")),
             };
         }
         let slot = Slot::default();
-        match self.bundles.turn(&asking.wanted, tail, heard, Box::new(Waiter(slot.0.clone()))) {
-            Turn::Known(bundle) => return Ok(Some(bundle)),
+        match self.bundles.turn(&asking.wanted, tail, heard, slot.asker()) {
+            Turn::Known(bundle) => {
+                self.count("bundles shared");
+                return Ok(Some(Ok(bundle)));
+            }
             Turn::Wait => {}
             Turn::Lead(waiting) => {
                 self.connections += 1;
@@ -128,10 +146,10 @@ impl World {
             return Ok(());
         };
         let Some((heard, done)) = gathering.gathered.take() else {
-            gathering.gathered = Some(self.bundles.gather(&self.store, &gathering.wanted, trims));
+            gathering.gathered = Some(self.bundles.gather(&*self.store, &gathering.wanted, trims));
             return Ok(());
         };
-        let id = done.as_ref().map_err(ToString::to_string)?.at.unwrap_or(0);
+        let id = done.as_ref().ok().and_then(|bundle| bundle.at).unwrap_or(0);
         let connection = gathering.connection;
         if !self.hub.lock().has_reached(id, || connection) {
             gathering.awaits = true;
@@ -139,6 +157,8 @@ impl World {
             return Ok(());
         }
         let waiting = std::mem::take(&mut gathering.waiting);
+        let what = if done.is_ok() { "bundles gathered" } else { "reads failed" };
+        *self.happened.entry(what).or_default() += 1;
         match self.bundles.done(&gathering.wanted, heard, &done, waiting) {
             Some(next) => (gathering.waiting, gathering.trims) = (next, None),
             None => drop(self.gatherings.remove(at)),

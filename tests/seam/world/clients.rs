@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use tidelog::event::{EventId, Millis};
 use tidelog::hub::SubscriberKey;
-use tidelog::sse::Floor;
+use tidelog::sse::{Floor, GapReason};
 use tidelog::store::Store;
 use tidelog::subscription::bundle::{Bundle, Dress, Wanted};
-use tidelog::subscription::shared::{Asker, Done, Turn};
-use tidelog::subscription::{Begin, Came, Known, LookUp, Options, Reading, Start, Subscription, Want, look_up, read};
+use tidelog::subscription::{Begin, Came, Known, LookUp, Options, Reading, Start, Subscription, Want, look_up};
 
-use super::bundles::Asking;
-use super::{HEARTBEAT, Judged, Spec, World};
+use super::bundles::{Asking, Slot};
+use super::{Cut, HEARTBEAT, Judged, Spec, World};
 use crate::watch::{Given, Shown, Watch};
 use crate::wire::{Frame, Reader};
 
@@ -21,21 +20,12 @@ pub enum State {
     Ready,
     Waiting,
     Reading(Reading),
+    /// Somebody reads it.
+    Fetched(Slot),
     WasRead(Came),
     Asking(Asking),
     /// With what the tail was when it asked, and at which step.
     WasGiven(Arc<Bundle>, (EventId, u64)),
-}
-
-/// Reads of the log are done in one step here, so nobody waits for what another reads.
-struct Nobody;
-
-impl Asker for Nobody {
-    fn waits(&self) -> bool {
-        true
-    }
-
-    fn answer(self: Box<Self>, _: Done) {}
 }
 
 #[derive(Debug)]
@@ -82,6 +72,11 @@ impl Client {
         Self { spec, stage: Stage::Out, watch: None, shown: Shown::default(), id: None, connection: 0 }
     }
 
+    /// It comes back with some id, and knows nothing of before.
+    pub fn comes_with(&mut self, id: EventId) {
+        (self.id, self.shown) = (Some(id), Shown::default());
+    }
+
     /// Whether it is about to be live.
     pub fn connects(&self) -> bool {
         match &self.stage {
@@ -112,7 +107,9 @@ impl World {
             Stage::Asking(known, mut asking) => {
                 let before = asking.before;
                 match (self.ask_on(&mut asking)?, before) {
-                    (Some(bundle), Some(before)) => Stage::Given(known.0, known.1, bundle, before),
+                    (Some(Ok(bundle)), Some(before)) => Stage::Given(known.0, known.1, bundle, before),
+                    // It is refused, and comes again.
+                    (Some(Err(_)), _) => Stage::Out,
                     _ => Stage::Asking(known, asking),
                 }
             }
@@ -127,7 +124,7 @@ impl World {
         let Spec { filter, form, follow, bundle, .. } = client.spec.clone();
         Ok(match (stage, client.begin()) {
             (Stage::Out, _) => Stage::Trims(self.hub.lock().trims()),
-            (Stage::Trims(trims), _) => Stage::Known(Known::of(&self.store, &filter, trims), self.step),
+            (Stage::Trims(trims), _) => Stage::Known(Known::of(&*self.store, &filter, trims), self.step),
             (Stage::Known(known, step), None) => {
                 let kind = bundle.ok_or("it neither begins anywhere nor with a bundle")?;
                 Stage::Asking((known, step), Asking::new(Wanted { kind, filter, dress: Dress::Frames(form) }))
@@ -145,11 +142,16 @@ impl World {
                 Stage::Started(start)
             }
             (Stage::Tail(known, step, tail), Some(begin)) => {
-                let mut step_back = look_up(&self.store, &filter, begin, tail).unwrap();
+                let mut step_back = look_up(&*self.store, &filter, begin, tail);
                 let found = loop {
                     match step_back {
-                        LookUp::Found(cursor) => break cursor,
-                        LookUp::Further(rest, upto) => step_back = look_up(&self.store, &filter, rest, upto).unwrap(),
+                        Ok(LookUp::Found(cursor)) => break cursor,
+                        Ok(LookUp::Further(rest, upto)) => step_back = look_up(&*self.store, &filter, rest, upto),
+                        // It is refused, and comes again.
+                        Err(_) => {
+                            self.count("reads failed");
+                            return Ok(Stage::Out);
+                        }
                     }
                 };
                 let watch = Watch::new(filter, begin, follow, &self.facts, tail, (step, self.step));
@@ -161,6 +163,9 @@ impl World {
     }
 
     fn place(&mut self, at: usize, stage: Stage) -> Stage {
+        if self.clients[at].id.is_some() && matches!(stage, Stage::Started(_)) {
+            self.count("resumes");
+        }
         let filter = &self.clients[at].spec.filter;
         let (start, key) = match stage {
             Stage::Started(start) => {
@@ -195,8 +200,8 @@ impl World {
         Stage::Live(Box::new(Live { key, machine, state: State::Ready, heard: self.now, reader }))
     }
 
-    /// `cut`: it leaves when so many frames have come.
-    pub(super) fn poll(&mut self, at: usize, cut: Option<usize>) -> Judged {
+    /// `cut`: it leaves when so much has come.
+    pub(super) fn poll(&mut self, at: usize, cut: Option<Cut>) -> Judged {
         let client = &mut self.clients[at];
         let (Stage::Live(live), Some(watch)) = (&mut client.stage, &mut client.watch) else {
             return Err("it is not live".into());
@@ -219,19 +224,38 @@ impl World {
             return Err(format!("the cursor goes from {before} to {} of {tail}", live.machine.cursor()));
         }
         let mut seen: Vec<Frame> = Vec::new();
+        let mut came = bytes::Bytes::new();
         let mut leaves = false;
+        let told = match &want {
+            Want::Tell(GapReason::Trimmed, _) => Some("gaps told: trimmed"),
+            Want::Tell(GapReason::Lost, _) => Some("gaps told: lost"),
+            Want::Tell(GapReason::Ahead, _) => Some("gaps told: ahead"),
+            Want::End => Some("streams ended"),
+            _ => None,
+        };
         match want {
             Want::Emit(bytes) | Want::Tell(_, bytes) => {
-                seen = live.reader.read(&bytes);
+                let mut reach = &bytes[..];
+                if let Some(Cut::Bytes(n)) = cut {
+                    reach = &bytes[..n % (bytes.len() + 1)];
+                }
+                seen = if client.spec.bytewise {
+                    reach.chunks(1).flat_map(|byte| live.reader.read(byte)).collect()
+                } else {
+                    live.reader.read(reach)
+                };
                 live.heard = self.now;
-                if let Some(frames) = cut {
-                    seen.truncate(frames);
+                if let Some(cut) = cut {
+                    if let Cut::Frames(frames) = cut {
+                        seen.truncate(frames);
+                    }
                     client.spec.leaves -= 1;
                     leaves = true;
                 }
                 for frame in &seen {
                     watch.frame(&self.facts, tail, frame)?;
                 }
+                came = bytes;
             }
             Want::Read(Reading::Log(stretch)) if stretch.upto > tail => return Err(format!("{stretch:?} of {tail}")),
             Want::Read(Reading::Bundle(wanted)) => live.state = State::Asking(Asking::new(wanted)),
@@ -249,10 +273,18 @@ impl World {
                 self.hub.lock().detach(key);
             }
         }
+        if self.setting.digests {
+            self.mix(&came);
+        }
+        if let Some(told) = told {
+            self.count(told);
+        }
         if self.trace.is_some() {
             self.note(|| format!("  sees {seen:?}"));
         }
+        self.add("frames seen", seen.len() as u64);
         if leaves {
+            self.count("streams cut");
             self.leave(at);
         }
         Ok(())
@@ -262,32 +294,37 @@ impl World {
         let Stage::Live(live) = &mut self.clients[at].stage else { return Err("it is not live".into()) };
         match std::mem::replace(&mut live.state, State::Ready) {
             State::Reading(Reading::Log(stretch)) => {
-                // What another has read at this place is taken, as the drivers do, however long ago that was.
-                let told = self.store.floors_told();
-                let got = match self.shared.turn(&stretch, told, Box::new(Nobody)) {
-                    Turn::Known(read) => read,
-                    Turn::Wait => return Err("a read is under way, though each is done in one step".into()),
-                    Turn::Lead(lead) => {
-                        let done = read(&self.store, &stretch).map_err(Into::into);
-                        drop(lead.done(stretch, told, &done));
-                        done.map_err(|e| e.to_string())?
-                    }
-                };
-                live.state = State::WasRead(Came::Log(got));
+                let next = self.ask_log(stretch)?;
+                self.becomes(at, next);
             }
+            State::Fetched(slot) => match slot.take() {
+                Some(Ok(came)) => self.becomes(at, State::WasRead(came)),
+                Some(Err(_)) => self.stumble(at),
+                None => return Err("nobody has read it".into()),
+            },
             State::Asking(mut asking) => {
                 let before = asking.before;
-                let next = match (self.ask_on(&mut asking)?, before) {
-                    (Some(bundle), Some(before)) => State::WasGiven(bundle, before),
-                    _ => State::Asking(asking),
-                };
-                if let Stage::Live(live) = &mut self.clients[at].stage {
-                    live.state = next;
+                match (self.ask_on(&mut asking)?, before) {
+                    (Some(Ok(bundle)), Some(before)) => self.becomes(at, State::WasGiven(bundle, before)),
+                    (Some(Err(_)), _) => self.stumble(at),
+                    _ => self.becomes(at, State::Asking(asking)),
                 }
             }
             _ => return Err("it does not read".into()),
         }
         Ok(())
+    }
+
+    fn becomes(&mut self, at: usize, state: State) {
+        if let Stage::Live(live) = &mut self.clients[at].stage {
+            live.state = state;
+        }
+    }
+
+    /// Its stream ends with an error, as what it wanted could not be read; it comes back.
+    fn stumble(&mut self, at: usize) {
+        self.count("streams ended by an error");
+        self.leave(at);
     }
 
     pub(super) fn leave(&mut self, at: usize) {

@@ -1,0 +1,66 @@
+//! Reads of the log, as `stream` asks for them and does them: who comes to the same place waits for whoever reads there already.
+
+use tidelog::store::Store;
+use tidelog::subscription::shared::{Lead, LogDone, Turn};
+use tidelog::subscription::{Came, Stretch, read};
+
+use super::World;
+use super::bundles::Slot;
+use super::clients::State;
+
+/// Somebody who reads for all that come by.
+pub struct Fetching {
+    lead: Option<Lead>,
+    stretch: Stretch,
+    done: Option<LogDone>,
+}
+
+impl World {
+    /// Asks for a stretch of the log.
+    pub(super) fn ask_log(&mut self, stretch: Stretch) -> Result<State, String> {
+        let slot = Slot::default();
+        match self.shared.turn(&stretch, self.store.floors_told(), slot.asker()) {
+            Turn::Known(read) => {
+                self.count("reads shared");
+                return Ok(State::WasRead(Came::Log(read)));
+            }
+            Turn::Wait if !self.setting.fine_reads => {
+                return Err("a read is under way, though each is done in one step".into());
+            }
+            Turn::Wait => self.count("reads shared"),
+            Turn::Lead(lead) => self.fetching.push(Fetching { lead: Some(lead), stretch, done: None }),
+        }
+        if !self.setting.fine_reads {
+            while !self.fetching.is_empty() {
+                self.fetch(0);
+            }
+            if let Some(done) = slot.take() {
+                return done.map(State::WasRead).map_err(|e| e.to_string());
+            }
+        }
+        Ok(State::Fetched(slot))
+    }
+
+    /// Reads, or hands out what was read, and goes on as long as somebody keeps up.
+    pub(super) fn fetch(&mut self, at: usize) {
+        let fetching = &mut self.fetching[at];
+        let Some(done) = fetching.done.take() else {
+            match fetching.lead.take().and_then(Lead::wanted) {
+                Some(lead) => {
+                    fetching.lead = Some(lead);
+                    let done = read(&*self.store, &fetching.stretch).map_err(Into::into);
+                    let what = if done.is_ok() { "reads of the log" } else { "reads failed" };
+                    fetching.done = Some(done);
+                    self.count(what);
+                }
+                None => drop(self.fetching.remove(at)),
+            }
+            return;
+        };
+        let Fetching { lead, stretch, .. } = self.fetching.remove(at);
+        let told = self.store.floors_told();
+        if let Some((lead, stretch)) = lead.and_then(|lead| lead.done(stretch, told, &done)) {
+            self.fetching.insert(at, Fetching { lead: Some(lead), stretch, done: None });
+        }
+    }
+}
