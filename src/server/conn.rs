@@ -27,8 +27,9 @@ use super::{Handle, Seat, Shared};
 use crate::http::Peer;
 use crate::http::answer::TakenOver;
 
-/// With these bytes an HTTP/2 connection begins; no HTTP/1 method is called so.
-const PREFACE: &[u8; 4] = b"PRI ";
+/// With these bytes an HTTP/2 connection begins; no HTTP/1 method is called so. All of them are waited for here, within the time that a
+/// head has: hyper would wait for the rest of them for ever.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// HTTP/2: one page that follows many topics, or a proxy for many pages, needs hundreds of streams.
 const STREAMS_MAX: u32 = 1_000;
