@@ -1,6 +1,6 @@
 //! What must be found on a disk after a power cut, by what had been promised when the power went.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, StoreError, wal};
 use tidelog::topic::{Filter, Pattern};
 
-use crate::life::{Known, Told};
+use crate::life::{Knew, Known, Told};
 use crate::model::{Change, Model};
 use crate::worker::Fact;
 
@@ -145,6 +145,8 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Resu
     let (store, held) = match open(dir, durability)? {
         Ok(opened) => opened,
         Err(why) if durability == Durability::Sync => return Err(format!("it is refused: {why}")),
+        // What else there is is synced in every mode, or goes with the log.
+        Err(why) if !why.contains("the write-ahead log") => return Err(format!("it is refused: {why}")),
         Err(why) => {
             verdict.refused = Some(why);
             return Ok(verdict);
@@ -192,6 +194,29 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Resu
     Ok(verdict)
 }
 
+/// Judges a disk on which a log had been opened after a cut, and found to hold `before`, when all that was published since is `knew`.
+pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], at: u64) -> Result<Verdict, String> {
+    let mut verdict = Verdict::default();
+    verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
+    let (_, held) = open(dir, Durability::Sync)?.map_err(|why| format!("it is refused: {why}"))?;
+    whole(&held.log)?;
+    if held.model != before.model {
+        return Err("what was found after the first cut is not what is there after the second".to_owned());
+    }
+    let mut least = before.log.clone();
+    least.extend(knew.iter().filter(|knew| knew.known <= at).map(|knew| (knew.id, knew.told.clone())));
+    let mut most = least.clone();
+    most.extend(knew.iter().map(|knew| (knew.id, knew.told.clone())));
+    if let Some((id, _)) = least.iter().find(|(id, told)| held.log.get(id) != Some(told)) {
+        return Err(format!("event {id} is gone, which was found after the first cut, or acked since"));
+    }
+    if let Some((id, told)) = held.log.iter().find(|(id, told)| most.get(id) != Some(told)) {
+        return Err(format!("event {id} is {told:?}, which it never was"));
+    }
+    verdict.more = held.log.len() > least.len();
+    Ok(verdict)
+}
+
 /// A worker's topics hold what they must, and perhaps what was asked for last; whether they do.
 fn as_told(found: &Model, name: &str, done: &[Fact], next: Option<&Fact>) -> Result<bool, String> {
     let own = |topic: &String| topic.split('.').next() == Some(name);
@@ -208,9 +233,14 @@ fn as_told(found: &Model, name: &str, done: &[Fact], next: Option<&Fact>) -> Res
             return Ok(true);
         }
     }
-    let wrong: Vec<_> = without.0.iter().filter(|(topic, held)| found.0.get(*topic) != Some(held)).collect();
-    let instead: Vec<_> = wrong.iter().map(|(topic, _)| found.0.get(*topic)).collect();
-    Err(format!("{name} was told {wrong:?} (next came {next:?}); there is {instead:?}"))
+    let topics: BTreeSet<&String> = without.0.keys().chain(found.0.keys()).collect();
+    let (expected, found) = (&without.0, &found.0);
+    let wrong: Vec<_> = topics
+        .into_iter()
+        .filter(|topic| expected.get(*topic) != found.get(*topic))
+        .map(|topic| format!("{topic}: told {:?}, there is {:?}", expected.get(topic), found.get(topic)))
+        .collect();
+    Err(format!("{} (next came {next:?})", wrong.join("\n  ")))
 }
 
 fn remembered(store: &RocksStore, done: &[Fact]) -> Result<(), String> {

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::disk::{Disk, image_of, records};
+use crate::disk::{self, Disk, Image, image_of, records};
 use crate::support::{BIN, Conn, Stream, TestServer};
 use crate::worker::{Acks, Fact, Worker};
 
@@ -139,6 +139,43 @@ pub fn live(plan: &Plan) -> Recording {
     let journal = fs::read(&journal).unwrap();
     let facts = workers.into_iter().map(|worker| (worker.name, worker.facts)).collect();
     Recording { base, journal, known: Known { workers: facts, events: bulk.knew, log } }
+}
+
+/// A start on what a cut has left.
+pub struct Second {
+    pub base: Disk<'static>,
+    pub journal: Vec<u8>,
+    /// How long the journal was when it served; nothing where it died before.
+    pub served: Option<u64>,
+    pub knew: Vec<Knew>,
+}
+
+/// Starts the server on a disk that a cut has left, and has it publish a little.
+pub fn restart(image: &Image, kill_at: Option<u64>, rng: &mut Rng) -> Second {
+    let home = tempfile::tempdir().unwrap();
+    let home_path = home.path().canonicalize().unwrap();
+    let (root, journal) = (home_path.join("root"), home_path.join("journal"));
+    fs::create_dir(&root).unwrap();
+    disk::write(image, &root);
+    File::create(&journal).unwrap();
+    let base = Disk::of(&root);
+    let (mut served, mut knew) = (None, Vec::new());
+    if let Some(mut server) = TestServer::try_start_as(recorded(&root, &journal, kill_at), &root.join("data"), &[]) {
+        // Whoever asks now is told what was found.
+        served = Some(length(&journal));
+        let mut conn = Conn::connect(server.addr);
+        for n in 0..rng.u64(1..40) {
+            let Ok(conn) = &mut conn else { break };
+            let batch = [("b.0".to_owned(), format!("k{}", n % 3), format!("again/{n}/0/1/"))];
+            match send(conn, &batch, &journal) {
+                Ok(acked) => knew.extend(acked),
+                Err(_) => break,
+            }
+        }
+        server.signal(rustix::process::Signal::TERM);
+        server.wait();
+    }
+    Second { base, journal: fs::read(&journal).unwrap(), served, knew }
 }
 
 fn one_life(

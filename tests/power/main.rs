@@ -73,7 +73,8 @@ struct Cut {
     image: Image,
 }
 
-/// Where to cut: half of them at the moment when somebody came to know something, the others anywhere.
+/// Where to cut: some at the moment when somebody came to know something, some where for a while nobody did (starts, recoveries, what
+/// goes on in the background), some anywhere; and everywhere around the sealing of a segment.
 fn moments(recording: &Recording, cuts: u64, rng: &mut Rng) -> Vec<u64> {
     let ends: Vec<u64> = records(&recording.journal, 0).map(|record| record.end).collect();
     let known = &recording.known;
@@ -81,8 +82,22 @@ fn moments(recording: &Recording, cuts: u64, rng: &mut Rng) -> Vec<u64> {
     told.extend(known.workers.iter().flat_map(|(_, facts)| facts.iter().map(|fact| fact.known)));
     told.sort_unstable();
     told.dedup();
-    let mut moments: Vec<u64> =
-        (0..cuts).map(|n| if n % 2 == 0 { told[rng.usize(..told.len())] } else { ends[rng.usize(..ends.len())] }).collect();
+    let is_quiet = |some: &&[u64]| {
+        let next = told.partition_point(|when| *when < some[0]);
+        told.get(next).is_none_or(|when| *when > some[3])
+    };
+    let quiet: Vec<u64> = ends.windows(4).filter(is_quiet).map(|some| some[0]).collect();
+    let one = |rng: &mut Rng, of: &[u64]| of[rng.usize(..of.len())];
+    let mut moments: Vec<u64> = (0..cuts)
+        .map(|n| match n % 3 {
+            0 => one(rng, &told),
+            1 => one(rng, &quiet),
+            _ => one(rng, &ends),
+        })
+        .collect();
+    if let Some(full) = known.events.iter().filter(|knew| knew.id >> 16 > 0).map(|knew| knew.known).min() {
+        moments.extend(quiet.iter().filter(|end| **end > full).take(60));
+    }
     moments.sort_unstable();
     moments
 }
@@ -148,7 +163,7 @@ fn cut_and_judge(recording: &Recording, durability: Durability, seed: u64, cuts:
                         }
                     }
                     let done = sum.lock().cuts;
-                    if done.is_multiple_of(100) {
+                    if done > 0 && done.is_multiple_of(100) {
                         eprintln!("  {done} of {cuts} cuts in {:.1?}", begun.elapsed());
                     }
                 }
@@ -179,9 +194,17 @@ fn cut_and_judge(recording: &Recording, durability: Durability, seed: u64, cuts:
 
 fn power_cuts(name: &'static str, durability: Durability, share: u64, plan: impl FnOnce(u64) -> Plan) -> Sum {
     let seed = number("SEED", 1);
-    let cuts = number("CUTS", 300) * share / 100;
+    let cuts = number("CUTS", 200) * share / 100;
     let begun = Instant::now();
     let recording = live(&plan(seed));
+    let sum = told(name, &recording, seed, begun, cuts, durability);
+    if durability == Durability::Sync {
+        again(name, &recording, seed, cuts);
+    }
+    sum
+}
+
+fn told(name: &str, recording: &Recording, seed: u64, begun: Instant, cuts: u64, durability: Durability) -> Sum {
     let syncs = records(&recording.journal, 0).filter(disk::Record::is_sync).count();
     let operations = records(&recording.journal, 0).count();
     eprintln!(
@@ -190,9 +213,58 @@ fn power_cuts(name: &'static str, durability: Durability, share: u64, plan: impl
         recording.known.log.len(),
         begun.elapsed()
     );
-    let sum = cut_and_judge(&recording, durability, seed, cuts);
+    let sum = cut_and_judge(recording, durability, seed, cuts);
     eprintln!("{name}: {sum:?}, all in {:.1?}", begun.elapsed());
     sum
+}
+
+/// Cuts the power, starts the server on what that left, and cuts again: while it recovers, and after.
+fn again(name: &str, recording: &Recording, seed: u64, cuts: u64) {
+    let mut rng = Rng::with_seed(seed ^ 0xA6A1_4000);
+    let (begun, mut sum, mut died) = (Instant::now(), Sum::default(), 0);
+    let first = (cuts / 12).max(1);
+    for moment in moments(recording, first, &mut rng).into_iter().take(2 * usize::try_from(first).unwrap()) {
+        let mut disk = recording.base.clone();
+        records(&recording.journal, 0).take_while(|record| record.end <= moment).for_each(|record| disk.happens(&record));
+        let (data, names) = WAYS[rng.usize(..WAYS.len())];
+        let image = disk.cut(&mut rng, data, names);
+        // What the first start finds: what it finds once, it must find for ever.
+        let dir = scratch();
+        disk::write(&image, dir.path());
+        let opened = judge::open(&dir.path().join("data"), Durability::Sync).and_then(|opened| opened);
+        let (_, found) = opened.unwrap_or_else(|wrong| panic!("with SEED={seed}, cut at {moment}, {data:?}, {names:?}: {wrong}"));
+        let kill_at = rng.bool().then(|| rng.u64(1..90));
+        let second = life::restart(&image, kill_at, &mut rng);
+        died += u64::from(second.served.is_none());
+        let ends: Vec<u64> = records(&second.journal, 0).map(|record| record.end).collect();
+        let mut cuts: Vec<u64> = (0..6).map(|_| ends[rng.usize(..ends.len())]).collect();
+        cuts.sort_unstable();
+        for at in cuts {
+            let mut disk = second.base.clone();
+            records(&second.journal, 0).take_while(|record| record.end <= at).for_each(|record| disk.happens(&record));
+            let (data, names) = WAYS[rng.usize(..WAYS.len())];
+            let image = disk.cut(&mut rng, data, names);
+            let dir = scratch();
+            disk::write(&image, dir.path());
+            let data_dir = dir.path().join("data");
+            let verdict = match second.served {
+                Some(since) if at >= since => judge::judge_again(&data_dir, &found, &second.knew, at),
+                // Nobody was told anything by the second start.
+                _ => judge(&data_dir, Durability::Sync, &recording.known, moment),
+            };
+            match verdict {
+                Ok(verdict) => sum.add(verdict),
+                Err(wrong) => {
+                    let cut = Cut { n: 0, at, how: String::new(), image };
+                    panic!(
+                        "with SEED={seed}, cut at {moment} and again at {at} ({data:?}, {names:?}): {wrong}\n  the disk is kept in {}",
+                        kept(&cut).display()
+                    )
+                }
+            }
+        }
+    }
+    eprintln!("{name}, cut again: {sum:?}, of {died} servers that died while they started, in {:.1?}", begun.elapsed());
 }
 
 #[test]
@@ -210,10 +282,10 @@ fn nothing_acked_or_delivered_is_lost_with_sync() {
 
 #[test]
 fn nor_while_segments_are_sealed() {
-    power_cuts("sealing", Durability::Sync, 30, |seed| Plan {
+    power_cuts("sealing", Durability::Sync, 15, |seed| Plan {
         seed,
         durability: "sync",
-        deaths: 1,
+        deaths: 0,
         before: 65_000,
         operations: 300..600,
         linger: true,

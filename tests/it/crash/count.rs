@@ -88,8 +88,18 @@ impl Retained {
             format!("{{\"max_events\":{RETAINED_MAX}}}").as_bytes(),
         );
         assert_eq!(put.status, 204, "{put:?}");
-        let events: Vec<Value> = server.everything(&format!("/topics/{RETAINED}"));
-        let numbers: Vec<u64> = events.iter().map(|event| event["data"].as_str().unwrap().parse().unwrap()).collect();
+        let target = format!("/topics/{RETAINED}?from=earliest&follow=false");
+        let text = server.stream(&target, &[("Accept", "application/x-ndjson")]).rest().expect("it ends properly");
+        let mut numbers: Vec<u64> = Vec::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            if line.get("id").is_some() {
+                numbers.push(line["data"].as_str().unwrap().parse().unwrap());
+            } else if line["event"] == "tidelog.gap" {
+                // Retention has overtaken this reading: what is complete begins here.
+                numbers.clear();
+            }
+        }
         assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
         let Some(first) = numbers.first() else {
             return assert_eq!(self.acked, [0; 0], "nothing is retained");
