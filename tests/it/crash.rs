@@ -1,199 +1,228 @@
-//! The program killed under load, again and again on one directory: what was acked is there, no id ever names another
-//! event, batches are whole, and what a subscriber saw is in the log.
+//! The program killed with SIGKILL under mixed load, again and again on one directory: while it starts and recovers, while it works,
+//! while it seals and trims in the background. With subscribers that live across the kills and resume.
+//!
+//! - `worker`: asks for one thing at a time (batches, keys, conditions, idempotent publishes and their repetition, closes, snapshots, trims,
+//!   deletes) and knows what its topics must hold, but for what it had no answer to, which is settled at the next start.
+//! - `bulk`: publishers side by side, batches across topics, small and large; nothing of theirs is trimmed, so all that was acked or
+//!   delivered must be in the log, in order, in whole batches, under its id for ever, and the state is what a replay of it gives.
+//! - `count`: a topic that counts, with snapshots and trims up to them, and one that retention trims.
+//! - `follow`: subscribers: from an id, `from=state`, `from=snapshot`. Each gets each event once, in order.
+//!
+//! `KILLS=n` is how many kills there are with each durability, `SEED=n` where the dice begin. How threads fall is not in the seed.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io;
+mod bulk;
+mod count;
+mod follow;
+mod model;
+#[allow(dead_code, reason = "the tests of power cuts use the rest")]
+mod worker;
+
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use parking_lot::{Condvar, Mutex};
 use rustix::process::Signal;
-use serde_json::Value;
 
-use crate::support::{Conn, Stream, TOO_LONG, TestServer};
+use self::bulk::{Bulk, publish};
+use self::count::{Counting, Retained};
+use self::follow::{FromLog, FromSnapshot, FromState};
+use self::worker::{Acks, Worker};
+use crate::support::{ANY_PORT, BIN, TestServer, serve};
 
-const SEED: u64 = 4242;
+const WORKERS: u64 = 4;
+const PUBLISHERS: u64 = 4;
 
-/// Data by id: what somebody was told.
-type Known = BTreeMap<u64, String>;
+/// Rounds between two readings of the whole log; else only what is new is read.
+const WHOLE_EVERY: u64 = 25;
 
-/// How many publishes were acked in a round, for who waits to kill.
-#[derive(Default)]
-struct Acks(Mutex<u64>, Condvar);
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
 
-/// Publishes until the server is gone; gives what was acked. Data names its publisher, its place among that publisher's, and its
-/// place in its batch.
-fn publish(server: &TestServer, publisher: u64, number: &AtomicU64, acks: &Acks) -> Known {
-    let mut acked = Known::new();
-    let Ok(mut conn) = Conn::connect(server.addr) else { return acked };
-    let mut rng = Rng::with_seed(SEED + publisher);
-    loop {
-        let n = number.fetch_add(1, Ordering::Relaxed);
-        let count = if publisher.is_multiple_of(2) { 1 } else { rng.u64(1..40) };
-        let padding = "x".repeat(rng.usize(..300));
-        let data: Vec<_> = (0..count).map(|at| format!("{publisher}/{n}/{at}/{count}/{padding}")).collect();
-        let sent = if publisher.is_multiple_of(2) {
-            conn.ask("POST", &format!("/topics/c.{publisher}"), &[], data[0].as_bytes())
-        } else {
-            let lines: String =
-                data.iter().map(|data| format!("{{\"topic\":\"c.{}\",\"data\":\"{data}\"}}\n", n % 7)).collect();
-            conn.ask("POST", "/topics", &[("Content-Type", "application/x-ndjson")], lines.as_bytes())
-        };
-        let Ok(answer) = sent else { return acked };
-        assert_eq!(answer.status, 201, "{answer:?}");
-        let json = answer.json();
-        let first = json.get("first").unwrap_or(&json["id"]).as_u64().unwrap();
-        acked.extend((first..).zip(data));
-        *acks.0.lock() += 1;
-        acks.1.notify_all();
+#[test]
+fn killed_again_and_again_where_it_is_synced_to_disk() {
+    killed_again_and_again("sync", number("KILLS", 30));
+}
+
+#[test]
+fn killed_again_and_again_where_it_is_left_to_the_system() {
+    killed_again_and_again("os", number("KILLS", 30) / 2);
+    killed_again_and_again("interval", number("KILLS", 30) / 6);
+}
+
+/// All who talk to the server, across its lives.
+struct Clients {
+    workers: Vec<Worker>,
+    bulk: Bulk,
+    counting: Counting,
+    retained: Retained,
+    from_log: [FromLog; 2],
+    from_state: FromState,
+    from_snapshot: FromSnapshot,
+}
+
+/// How a life ends.
+#[derive(Debug, Clone, Copy)]
+enum Death {
+    /// At this moment of its start, or right after.
+    Starting(Duration),
+    /// After so many answers.
+    Answers(u64),
+    /// After so long a time that the background has begun its work.
+    Late(Duration),
+}
+
+impl Death {
+    fn any(rng: &mut Rng) -> Self {
+        match rng.u8(..10) {
+            0..4 => Self::Starting(Duration::from_micros(rng.u64(..60_000))),
+            4..8 => Self::Answers(rng.u64(..300)),
+            // The janitor's first round comes after a second.
+            8 => Self::Late(Duration::from_millis(rng.u64(980..1060))),
+            _ => Self::Late(Duration::from_millis(rng.u64(1000..1500))),
+        }
     }
 }
 
-/// Follows until the server is gone; gives what it saw. `cursor` is where it goes on.
-fn follow(server: &TestServer, cursor: &mut u64, may_lose: bool) -> Known {
-    let mut seen = Known::new();
-    let id = cursor.to_string();
-    let stream = Stream::open(server.addr, "/topics/c.**", &[("Last-Event-ID", &id)]);
-    let mut stream = match stream {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => panic!("{error}"),
-        Err(_) => return seen,
+fn killed_again_and_again(durability: &str, kills: u64) {
+    let seed = number("SEED", 77);
+    eprintln!("{durability}: SEED={seed} KILLS={kills}");
+    let (begun, dir) = (Instant::now(), tempfile::tempdir().unwrap());
+    let sets = [format!("durability={durability}"), "heartbeat=500ms".to_owned()];
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let mut rng = Rng::with_seed(seed);
+    let may_lose = durability != "sync";
+    let mut clients = Clients {
+        workers: (0..WORKERS).map(|n| Worker::new(n, seed)).collect(),
+        bulk: Bulk::default(),
+        counting: Counting::default(),
+        retained: Retained::default(),
+        from_log: [(); 2].map(|()| FromLog::new(may_lose)),
+        from_state: FromState::new(may_lose),
+        from_snapshot: FromSnapshot::new(may_lose),
     };
-    while let Some(event) = stream.next() {
-        match event.event.as_str() {
-            "" => {
-                assert!(event.id > *cursor, "{} after {cursor}", event.id);
-                assert!(seen.insert(event.id, event.data).is_none());
-            }
-            "tidelog.live" => {}
-            "tidelog.gap" if may_lose => assert_eq!(event.json()["reason"], "lost", "{event:?}"),
-            _ => panic!("{event:?}"),
+    let (mut starting, mut late) = (0, 0);
+    for kill in 0..kills {
+        if kill > 0 && kill.is_multiple_of(WHOLE_EVERY) {
+            eprintln!("  {kill} kills in {:.1?}, {} events", begun.elapsed(), clients.bulk.log.len());
         }
-        *cursor = event.id.max(*cursor);
-    }
-    seen
-}
-
-/// What is known of a log that is killed again and again.
-struct Witness {
-    known: Known,
-    cursors: [u64; 3],
-    number: AtomicU64,
-}
-
-impl Witness {
-    fn tell(&mut self, told: Known) {
-        for (id, data) in told {
-            let before = self.known.entry(id).or_insert_with(|| data.clone());
-            assert_eq!(*before, data, "id {id} names two events");
-        }
-    }
-
-    /// Everything that was told is in the log, which is in order and whole.
-    fn check(&mut self, events: &[Value]) {
-        let log: Known = events
-            .iter()
-            .map(|event| (event["id"].as_u64().unwrap(), event["data"].as_str().unwrap().to_owned()))
-            .collect();
-        assert!(events.iter().map(|event| event["id"].as_u64()).is_sorted(), "ids ascend");
-        assert_eq!(log.len(), events.len(), "each id is there once");
-        for (id, data) in &self.known {
-            assert_eq!(log.get(id), Some(data), "event {id} was acked or delivered");
-        }
-        let mut newest: HashMap<&str, u64> = HashMap::new();
-        let mut open: Option<(&str, u64, u64)> = None;
-        for (&id, data) in &log {
-            let parts: Vec<_> = data.split('/').collect();
-            let (publisher, n): (_, u64) = (parts[0], parts[1].parse().unwrap());
-            let (at, count): (u64, u64) = (parts[2].parse().unwrap(), parts[3].parse().unwrap());
-            let head = &data[..parts[0].len() + 1 + parts[1].len()];
-            match open {
-                Some((batch, before, place)) => {
-                    assert_eq!((batch, before + 1, place + 1), (head, id, at), "a batch is torn");
-                }
-                None => {
-                    assert_eq!(at, 0, "a batch has lost its beginning at {id}");
-                    let newest = newest.insert(publisher, n);
-                    assert!(newest.is_none_or(|before| before < n), "publish {n} came after {newest:?}");
-                }
+        let death = Death::any(&mut rng);
+        match death {
+            Death::Starting(after) => {
+                die_starting(dir.path(), &sets, after);
+                starting += 1;
+                continue;
             }
-            open = (at + 1 < count).then_some((head, id, at));
+            Death::Answers(_) => {}
+            Death::Late(_) => late += 1,
         }
-        assert!(open.is_none(), "the last batch is torn");
-        // From here on these are facts too: what was there once stays.
-        self.tell(log);
-    }
-
-    /// One life of the server: checked, resumed before anything new is published, loaded, killed.
-    fn round(&mut self, dir: &std::path::Path, sets: &[&str], acks_before_kill: u64, may_lose: bool) {
-        let mut server = TestServer::start_in(dir, sets);
-        self.check(&server.everything("/topics/c.**"));
-        if let (Some((&last, _)), Some((&first, data))) = (self.known.last_key_value(), self.known.first_key_value()) {
-            assert!(server.tail() >= last);
-            let mut resumed = server.stream("/events", &[("Last-Event-ID", &(first - 1).to_string())]);
-            let event = resumed.next().unwrap();
-            if may_lose && event.event == "tidelog.gap" {
-                assert_eq!(event.json()["reason"], "lost");
-            } else {
-                assert_eq!((event.id, &event.data), (first, data));
-            }
-        }
-        let acks = Acks::default();
-        let told = thread::scope(|scope| {
-            let (server, number, acks) = (&server, &self.number, &acks);
-            let mut threads = Vec::new();
-            for publisher in 0..6 {
-                threads.push(scope.spawn(move || publish(server, publisher, number, acks)));
-            }
-            for cursor in &mut self.cursors {
-                threads.push(scope.spawn(move || follow(server, cursor, may_lose)));
-            }
-            let mut count = acks.0.lock();
-            let waited = acks.1.wait_while_for(&mut count, |count| *count < acks_before_kill, TOO_LONG);
-            drop(count);
-            server.signal(Signal::KILL);
-            assert!(!waited.timed_out(), "{acks_before_kill} acks never came");
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-        });
-        told.into_iter().for_each(|told| self.tell(told));
+        let mut server = TestServer::start_in(dir.path(), &sets);
+        clients.check(&server, kill.is_multiple_of(WHOLE_EVERY));
+        clients.live(&server, death, rng.u64(..));
         assert!(!server.wait().success());
     }
-}
-
-fn killed_again_and_again(rounds: u64, sets: &[&str], may_lose: bool) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut rng = Rng::with_seed(SEED);
-    let mut witness = Witness { known: Known::new(), cursors: [0; 3], number: AtomicU64::new(0) };
-    for round in 0..rounds {
-        // Now and then before anything was acked.
-        let acks = if round % 6 == 5 { 0 } else { rng.u64(1..400) };
-        witness.round(dir.path(), sets, acks, may_lose);
-    }
-    let server = TestServer::start_in(dir.path(), sets);
-    witness.check(&server.everything("/topics/c.**"));
-    assert!(witness.known.len() as u64 > rounds, "{} events", witness.known.len());
-    let last = *witness.known.last_key_value().unwrap().0;
-    assert!(server.publish("c.0", "0/9999999999/0/1/") > last);
+    let server = TestServer::start_in(dir.path(), &sets);
+    clients.check(&server, true);
+    clients.finish(&server);
     // Stopped in order, nothing is skipped.
     let tail = server.tail();
     assert!(server.stop().success());
-    let server = TestServer::start_in(dir.path(), sets);
+    let server = TestServer::start_in(dir.path(), &sets);
     assert_eq!(server.tail(), tail);
-    assert_eq!(server.publish("c.0", "x"), tail + 1);
+    clients.check(&server, true);
+    assert_eq!(server.publish("other", "x"), server.tail());
+    let mut counts = [0; 4];
+    for worker in &clients.workers {
+        let all = [worker.settled_late, worker.settled_never, worker.closed(), worker.kept_keys()];
+        counts.iter_mut().zip(all).for_each(|(sum, n)| *sum += n);
+    }
+    eprintln!(
+        "{durability}: {kills} kills ({starting} while starting, {late} late) in {:.1?}; {} events of {} batches that stayed, tail {}; \
+         counted to {}, {} snapshots; settled as done, as never done; topics closed, keys: {counts:?}; followers saw {:?}, {} bundles of \
+         state, {} snapshots",
+        begun.elapsed(),
+        clients.bulk.log.len(),
+        clients.bulk.batches,
+        server.tail(),
+        clients.counting.count,
+        clients.counting.snapshots,
+        clients.from_log.each_ref().map(|follower| follower.seen.len()),
+        clients.from_state.bundles,
+        clients.from_snapshot.bundles,
+    );
+    assert!(kills < 20 || (counts[2] > 5 && counts[3] > 50), "{counts:?}");
 }
 
-#[test]
-fn synced_to_disk() {
-    killed_again_and_again(18, &[], false);
+fn die_starting(dir: &Path, sets: &[&str], after: Duration) {
+    let mut program = Command::new(BIN);
+    let mut child = serve(&mut program, ANY_PORT, dir, sets).spawn().unwrap();
+    // Nothing is waited for: it is a moment by chance.
+    thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
-#[test]
-fn synced_at_intervals() {
-    killed_again_and_again(5, &["durability=interval"], true);
-}
+impl Clients {
+    /// All that is known is there.
+    fn check(&mut self, server: &TestServer, whole: bool) {
+        self.workers.iter_mut().for_each(|worker| worker.settle_and_check(server));
+        self.bulk.check(server, whole);
+        self.counting.check(server);
+        self.retained.check(server);
+    }
 
-#[test]
-fn left_to_the_system() {
-    killed_again_and_again(5, &["durability=os"], true);
+    /// Until the server is killed.
+    fn live(&mut self, server: &TestServer, death: Death, seed: u64) {
+        let (acks, number) = (Acks::default(), AtomicU64::new(self.bulk.number));
+        let (published, came) = thread::scope(|scope| {
+            let (acks, number) = (&acks, &number);
+            let publishers: Vec<_> =
+                (0..PUBLISHERS).map(|n| scope.spawn(move || publish(server, n, number, seed ^ n, acks))).collect();
+            for worker in &mut self.workers {
+                scope.spawn(move || worker.work(server, acks, u64::MAX));
+            }
+            for follower in &mut self.from_log {
+                scope.spawn(move || follower.follow(server));
+            }
+            scope.spawn(|| self.counting.count_on(server, seed));
+            scope.spawn(|| self.retained.publish(server));
+            scope.spawn(|| self.from_state.follow(server));
+            scope.spawn(|| self.from_snapshot.follow(server));
+            let came = match death {
+                Death::Answers(enough) => acks.wait_for(enough),
+                Death::Starting(after) | Death::Late(after) => {
+                    thread::sleep(after);
+                    true
+                }
+            };
+            server.signal(Signal::KILL);
+            let published: Vec<_> = publishers.into_iter().flat_map(|one| one.join().unwrap()).collect();
+            (published, came)
+        });
+        assert!(came, "the answers never came: {death:?}");
+        self.bulk.number = number.load(Ordering::Relaxed);
+        self.bulk.tell(published);
+        for follower in &mut self.from_log {
+            let new = follower.take_new();
+            self.bulk.tell(new);
+        }
+    }
+
+    /// The subscribers catch up with a server that has nothing to do: what they have is what there is.
+    fn finish(&mut self, server: &TestServer) {
+        for follower in &mut self.from_log {
+            follower.finish(server);
+            let log: Vec<_> = self.bulk.log.iter().map(|(id, (.., data))| (*id, data)).collect();
+            let seen: Vec<_> = follower.seen.iter().map(|(id, (.., data))| (*id, data)).collect();
+            assert_eq!(seen.len(), log.len(), "a subscriber has not seen each event once");
+            assert!(seen == log, "a subscriber has seen something else than the log");
+        }
+        self.from_state.finish(server);
+        assert_eq!(self.from_state.state, self.bulk.state, "a subscriber's state is not the log's");
+        self.from_snapshot.finish(server);
+        assert_eq!(self.from_snapshot.value, Some(self.counting.count), "a subscriber has not counted to the end");
+    }
 }

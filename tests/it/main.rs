@@ -18,7 +18,6 @@ mod cli;
 mod close;
 mod contract;
 mod crash;
-mod crash_kept;
 mod disk;
 mod drain;
 mod fsync;

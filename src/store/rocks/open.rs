@@ -92,7 +92,7 @@ impl RocksStore {
     /// # Errors
     /// When another process serves it, the disk refuses, or the log is corrupt: then nothing was changed.
     pub fn open(options: Options) -> Result<Self, StoreError> {
-        fs::create_dir_all(&options.dir).map_err(|e| StoreError::io("creating the data directory")(&e))?;
+        make(&options.dir).map_err(|e| StoreError::io("creating the data directory")(&e))?;
         let lock = lock(&options.dir)?;
         let floors = Arc::new(Floors::default());
         let opened = Opened::open(&options, &floors)?;
@@ -166,6 +166,28 @@ impl RocksStore {
         // As after a start; what else `begin` does would go by floors that readers do not know yet.
         self.move_earliest(&self.db()?)
     }
+}
+
+/// Makes the directories of a new log, and has their names on the disk before anything is promised of what lies in them: RocksDB syncs
+/// its own directory, but not the one that names it.
+fn make(dir: &Path) -> io::Result<()> {
+    let db = dir.join("db");
+    if db.join("CURRENT").exists() {
+        return Ok(());
+    }
+    let made: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    fs::create_dir_all(&db)?;
+    File::open(dir)?.sync_all()?;
+    // Also the first that was there already: a start that died may have made it.
+    for dir in dir.ancestors().take(made.len().max(1)) {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match File::open(parent).and_then(|parent| parent.sync_all()) {
+            // One that was made for us, in a place that we may not read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && made.is_empty() => {}
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {

@@ -1,10 +1,9 @@
-//! What a worker's topics hold, as it believes, and as the server says.
+//! What a worker's topics hold, as it believes, and as a server says, or a store that no server has open.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::bundle;
 use crate::support::TestServer;
 
 /// An event to publish; one without a key has an empty one.
@@ -41,7 +40,7 @@ pub struct Topic {
 pub struct Model(pub BTreeMap<String, Topic>);
 
 impl Model {
-    fn topic(&mut self, name: &str) -> &mut Topic {
+    pub fn topic(&mut self, name: &str) -> &mut Topic {
         self.0.entry(name.to_owned()).or_default()
     }
 
@@ -67,7 +66,7 @@ impl Model {
                 *self.topic(topic) = Topic { closed, ..Topic::default() };
             }
         }
-        self.0.retain(|_, topic| *topic != Topic::default());
+        self.tidy();
     }
 
     /// The newest retained event of a topic, or 0.
@@ -92,8 +91,12 @@ impl Model {
                 "{event} is there twice"
             );
         }
-        for ((topic, key), event) in bundle::state(server, &format!("{prefix}.**")).1 {
-            model.topic(&topic).state.insert(key, (id(&event), text(&event, "data")));
+        let state = server.get(&format!("/topics/{prefix}.**/state"), &[]);
+        assert_eq!(state.status, 200, "{state:?}");
+        for event in state.json()["entries"].as_array().unwrap() {
+            let state = &mut model.topic(&text(event, "topic")).state;
+            let before = state.insert(text(event, "key"), (id(event), text(event, "data")));
+            assert!(before.is_none(), "a key has two entries: {event}");
         }
         for topic in
             server.get(&format!("/topics?prefix={prefix}.&limit=1000"), &[]).json()["topics"].as_array().unwrap()
@@ -112,7 +115,12 @@ impl Model {
                 assert_eq!(answer.problem(), "not_found");
             }
         }
-        model.0.retain(|_, topic| *topic != Topic::default());
+        model.tidy();
         model
+    }
+
+    /// Leaves out topics that hold nothing and of which nothing is remembered.
+    pub fn tidy(&mut self) {
+        self.0.retain(|_, topic| *topic != Topic::default());
     }
 }

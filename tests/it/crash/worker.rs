@@ -1,4 +1,11 @@
 //! One who asks for this and that, one thing at a time, and knows what must have come of it.
+//!
+//! What it had no answer to when the server died may have happened or not, as a whole; it is settled at the next start. Where it is
+//! given a journal of the disk, it notes how long that was when it came to know of each change: who cuts the power any later must
+//! find the change there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
 use parking_lot::{Condvar, Mutex};
@@ -15,7 +22,7 @@ const CLOSED_MAX: usize = 5;
 pub struct Acks(Mutex<u64>, Condvar);
 
 impl Acks {
-    fn count(&self) {
+    pub fn count(&self) {
         *self.0.lock() += 1;
         self.1.notify_all();
     }
@@ -55,8 +62,23 @@ enum Due {
     Refused(u16),
 }
 
+/// A change that happened.
+#[derive(Debug, Clone)]
+pub struct Fact {
+    pub change: Change,
+    /// The first id of what was published.
+    pub first: u64,
+    /// The `Idempotency-Key` that it was published under.
+    pub key: Option<String>,
+    /// How long the journal of the disk was when this was known.
+    pub known: u64,
+}
+
 pub struct Worker {
-    name: String,
+    pub name: String,
+    journal: Option<PathBuf>,
+    /// All that happened, in order; only where there is a journal.
+    pub facts: Vec<Fact>,
     rng: Rng,
     model: Model,
     /// All topics that it ever used; the last three are open.
@@ -83,6 +105,8 @@ impl Worker {
         let topics = (0..3).map(|t| format!("{name}.{t}")).collect();
         Self {
             name,
+            journal: None,
+            facts: Vec::new(),
             rng: Rng::with_seed(seed * 1000 + n),
             model: Model::default(),
             topics,
@@ -95,6 +119,11 @@ impl Worker {
         }
     }
 
+    /// From here on it notes what happens, and how long this file was then.
+    pub fn note_beside(&mut self, journal: &Path) {
+        self.journal = Some(journal.to_path_buf());
+    }
+
     pub fn closed(&self) -> usize {
         self.model.closed().count()
     }
@@ -103,10 +132,10 @@ impl Worker {
         self.keyed.len()
     }
 
-    /// Asks until the server is gone.
-    pub fn work(&mut self, server: &TestServer, acks: &Acks) {
+    /// Asks until the server is gone, but no more than `most` times.
+    pub fn work(&mut self, server: &TestServer, acks: &Acks, most: u64) {
         let Ok(mut conn) = Conn::connect(server.addr) else { return };
-        loop {
+        for _ in 0..most {
             let (request, due) = self.wish();
             let Ok(answer) = request.send(&mut conn) else {
                 self.pending = Some((request, due));
@@ -130,7 +159,7 @@ impl Worker {
             }
             Due::Done(change) => {
                 assert_eq!(answer.status, 204, "{request:?}: {answer:?}");
-                self.changed(&change, 0);
+                self.changed(&change, 0, None);
             }
             Due::Again(first) => {
                 assert_eq!((answer.status, &answer.body), (200, &first), "{request:?}: {answer:?}");
@@ -140,14 +169,19 @@ impl Worker {
     }
 
     fn published(&mut self, request: &Request, change: &Change, answer: &Answer) {
-        self.changed(change, first_id(answer));
+        let key = request.headers.iter().find(|(name, _)| *name == "Idempotency-Key").map(|(_, key)| key.clone());
+        self.changed(change, first_id(answer), key);
         if request.has_key() {
             self.keyed.push((request.clone(), answer.body.clone()));
         }
     }
 
-    fn changed(&mut self, change: &Change, first: u64) {
+    fn changed(&mut self, change: &Change, first: u64, key: Option<String>) {
         self.model.apply(change, first);
+        if let Some(journal) = &self.journal {
+            let known = fs::metadata(journal).unwrap().len();
+            self.facts.push(Fact { change: change.clone(), first, key, known });
+        }
         match change {
             Change::Publish(lines) => self.newest = self.newest.max(first + lines.len() as u64 - 1),
             Change::Close(closed) => {
@@ -208,7 +242,7 @@ impl Worker {
             assert!(new.is_none_or(|new| first_id(&answer) == *new), "{answer:?}: {new:?}");
             self.published(request, change, &answer);
         } else if happened {
-            self.changed(change, new.copied().unwrap_or(0));
+            self.changed(change, new.copied().unwrap_or(0), None);
         }
     }
 
