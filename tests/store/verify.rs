@@ -12,6 +12,12 @@
 //!
 //! `SEED=n` repeats a run.
 
+#![allow(
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "the files are RocksDB's, which writes small letters"
+)]
+#![allow(clippy::too_many_lines, reason = "a table of changes to rows is long")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
@@ -455,7 +461,9 @@ fn no_flipped_bit_of_the_manifest_opens_a_shorter_log() {
     let dir = copied(from);
     let path = dir.path().join(&name);
     let refused = |bits: &[u64]| {
-        bits.iter().for_each(|&bit| flip(&path, bit));
+        for &bit in bits {
+            flip(&path, bit);
+        }
         let Err(error) = RocksStore::open(options(dir.path(), Durability::Sync)) else { panic!("bits {bits:?}") };
         fs::write(&path, &bytes).unwrap();
         let text = error.to_string();
