@@ -160,13 +160,13 @@ pub fn damage(bytes: &[u8]) -> Vec<(usize, &'static str)> {
     }
     let mut found = Vec::new();
     let mut sequences = [None; 2];
-    for page in 0..2 {
+    for (page, sequence) in sequences.iter_mut().enumerate() {
         let at = page * PAGE;
         let (slot, rest) = bytes[at..at + PAGE].split_at(SLOT);
         let slot: &[u8; SLOT] = slot.try_into().expect("it was split there");
         match Slot::decode(slot) {
             // Padding has a checksum too, but says nothing, so it is compared with what it must be.
-            Ok(Some(decoded)) if decoded.encode() == *slot => sequences[page] = Some(decoded.sequence),
+            Ok(Some(decoded)) if decoded.encode() == *slot => *sequence = Some(decoded.sequence),
             // The second slot is written when ids are reserved for the second time.
             Ok(None) if slot.iter().all(|&byte| byte == 0) && page == 1 => {}
             Err(_) => found.push((at, "a slot is of another version")),

@@ -244,7 +244,10 @@ impl Opened {
 }
 
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(cause.to_string().into())
+    let cause = cause.to_string();
+    // RocksDB does not always say which file it was.
+    let ask = if cause.contains("`verify`") { "" } else { "; `verify` tells what is wrong where" };
+    StoreError::Corrupt(format!("{cause}{ask}").into())
 }
 
 /// Refuses a database whose record of its own files is damaged, or tells of a write-ahead log that is not there.
@@ -371,7 +374,7 @@ fn decide(drop: bool) -> CompactionDecision {
 /// Checks the format and gives the log's name; a new log is given both.
 fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
     let metas = db.cf(META);
-    let get = |key| db.get_pinned_cf(metas, key).map_err(|e| StoreError::io("reading the log's name")(&e));
+    let get = |key| db.get_pinned_cf(metas, key).map_err(|e| index::read_failed(&e));
     match (get(meta::FORMAT)?, get(meta::NAME)?) {
         (None, None) => {
             let name: String = std::iter::repeat_with(fastrand::alphanumeric).take(16).collect();

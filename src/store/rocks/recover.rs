@@ -25,7 +25,7 @@ pub fn recover(db: &Handle<'_>) -> Result<Directory, StoreError> {
 
 fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreError> {
     let metas = db.cf(META);
-    let get = |key| db.get_cf(metas, key).map_err(|e| StoreError::io("reading the log's tail")(&e));
+    let get = |key| db.get_cf(metas, key).map_err(|e| index::read_failed(&e));
     let bad = |what: &str| corrupt(&format!("its {what} cannot be read"));
     if let Some(bytes) = get(meta::TAIL)? {
         (directory.tail, directory.last_time) = read_pair(&bytes).ok_or_else(|| bad("tail"))?;
@@ -64,7 +64,7 @@ fn recover_topics(db: &Handle<'_>, directory: &mut Directory) -> Result<(), Stor
         topics.push((number, Row { floor, published: floor, settled: floor, marks, last, ..Row::new(topic) }));
         rows.next();
     }
-    rows.status().map_err(|e| StoreError::io("reading the topics")(&e))?;
+    rows.status().map_err(|e| index::read_failed(&e))?;
     // In the order in which they were given their numbers: what lists numbers only grows at its end.
     topics.sort_unstable_by_key(|(number, _)| *number);
     for (number, row) in topics {
@@ -113,7 +113,7 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
         last = Some(segment);
         rows.next();
     }
-    rows.status().map_err(|e| StoreError::io("reading the segments")(&e))?;
+    rows.status().map_err(|e| index::read_failed(&e))?;
     Ok(last)
 }
 
@@ -137,7 +137,7 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
         newest = id;
         records.next();
     }
-    records.status().map_err(|e| StoreError::io("reading the log")(&e))?;
+    records.status().map_err(|e| index::read_failed(&e))?;
     directory.last_time = last_time;
     let gone = tail <= directory.log_floor || directory.rows().any(|(_, row)| row.floor >= tail);
     let sealed = segment_of(tail) < from;

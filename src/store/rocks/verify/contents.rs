@@ -62,6 +62,9 @@ impl Log {
     }
 }
 
+/// Is given a row, its key and its value, and whom to tell.
+type Each<'a> = dyn FnMut(&[u8], &[u8], &mut Counted<'_>) + 'a;
+
 /// The database, open for reading.
 struct Rows {
     db: DB,
@@ -99,7 +102,7 @@ impl Rows {
     }
 
     /// Calls `each` with every row of a family in order. What cannot be read ends it, and is told.
-    fn all(&self, family: &'static str, to: &mut Counted<'_>, each: &mut dyn FnMut(&[u8], &[u8], &mut Counted<'_>)) {
+    fn all(&self, family: &'static str, to: &mut Counted<'_>, each: &mut Each<'_>) {
         to.watch.begin(family, self.estimate(family));
         let mut options = ReadOptions::default();
         options.fill_cache(false);
@@ -129,7 +132,7 @@ pub fn check(dir: &Path, to: &mut Counted<'_>) {
     log::check(&rows, &mut log, to);
     kept::check(&rows, &log, to);
     rows.all(DEFAULT_COLUMN_FAMILY_NAME, to, &mut |_, _, to| {
-        to.damage("default", "a row is in a family that should be empty")
+        to.damage("default", "a row is in a family that should be empty");
     });
     to.summary.topics = log.topics.len() as u64;
 }

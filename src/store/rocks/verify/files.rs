@@ -69,7 +69,7 @@ fn what(name: &str) -> What {
         What::Manifest
     } else if sums::is_settings(inner) {
         What::Settings
-    } else if inner.ends_with(".dbtmp") {
+    } else if inner.strip_suffix(".dbtmp").is_some() {
         What::Unfinished
     } else {
         What::Unknown
@@ -113,7 +113,7 @@ pub fn check_all(dir: &Path, to: &mut Counted<'_>) -> Result<bool, VerifyError> 
     can_be_opened &= known.check_wals(dir, to);
     known.check_missing(&files, to, &mut can_be_opened);
     if let Some(manifest) = &known.manifest {
-        known.check_manifests(&files, manifest, to);
+        Known::check_manifests(&files, manifest, to);
     }
     Ok(can_be_opened)
 }
@@ -321,7 +321,7 @@ impl Known {
         }
     }
 
-    fn check_manifests(&self, files: &BTreeMap<String, u64>, manifest: &Manifest, to: &mut Counted<'_>) {
+    fn check_manifests(files: &BTreeMap<String, u64>, manifest: &Manifest, to: &mut Counted<'_>) {
         let current = manifest.file.file_name().map(|name| format!("db/{}", name.to_string_lossy()));
         for name in files.keys().filter(|name| what(name) == What::Manifest && Some(*name) != current.as_ref()) {
             to.note(name, "CURRENT names another: what a stop has left; the next start removes it");

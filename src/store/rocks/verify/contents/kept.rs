@@ -41,9 +41,9 @@ fn check_state(rows: &Rows, log: &Log, (key, value): (&[u8], &[u8]), to: &mut Co
         to.damage(&place, format!("it is event {id}, which was never given"));
     }
     match record_of(rows, id) {
-        Some(Some(there)) if there != bytes => to.damage(place, format!("event {id} is another one in the log")),
-        Some(None) if id > log.floor_of(topic) => {
-            to.damage(place, format!("it is event {id}, which is not in the log"))
+        Ok(Some(there)) if there != bytes => to.damage(place, format!("event {id} is another one in the log")),
+        Ok(None) if id > log.floor_of(topic) => {
+            to.damage(place, format!("it is event {id}, which is not in the log"));
         }
         // Where the log cannot be read, that was told.
         _ => {}
@@ -88,13 +88,11 @@ fn check_remembered(rows: &Rows, log: &Log, to: &mut Counted<'_>) {
         before = remembered.last.max(first);
         for id in [first, remembered.last] {
             match record_of(rows, id) {
-                Some(Some(record)) => {
-                    if Record::head(&record).is_ok_and(|(_, time)| time != remembered.time) {
-                        to.damage(&place, format!("it has another time than event {id}"));
-                    }
+                Ok(Some(record)) if Record::head(&record).is_ok_and(|(_, time)| time != remembered.time) => {
+                    to.damage(&place, format!("it has another time than event {id}"));
                 }
                 // Of which topic it was, nobody knows any more.
-                Some(None) if id > log.floor.max(log.highest) => {
+                Ok(None) if id > log.floor.max(log.highest) => {
                     to.damage(&place, format!("it names event {id}, which is not in the log"));
                 }
                 _ => {}

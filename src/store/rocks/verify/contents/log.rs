@@ -131,17 +131,14 @@ impl Walk<'_> {
         to: &mut Counted<'_>,
     ) {
         let damage = |to: &mut Counted<'_>, what: &str| {
-            to.damage(format!("log: id {id}"), what.to_owned() + &format!(" (key {key:?})"))
+            to.damage(format!("log: id {id}"), what.to_owned() + &format!(" (key {key:?})"));
         };
         let place = (topic, key.to_owned());
         if data.is_empty() {
             self.pending.remove(&place);
         }
-        let row = match self.rows.get(STATE, state_key(topic, key)) {
-            Ok(row) => row,
-            // The state's own pass tells.
-            Err(_) => return,
-        };
+        // Where it cannot be read, the state's own pass tells.
+        let Ok(row) = self.rows.get(STATE, state_key(topic, key)) else { return };
         let row = row.as_deref().map(state_event);
         match row {
             Some(Some((newest, record))) if newest == id => {
@@ -264,7 +261,7 @@ impl Walk<'_> {
                     format!("it has {} bytes, and its posting says {}", record.1, posting.1),
                 ),
                 None if id > floor => {
-                    to.damage(format!("log: id {id}"), "it is missing, though its topic's postings name it")
+                    to.damage(format!("log: id {id}"), "it is missing, though its topic's postings name it");
                 }
                 None => {}
             }
@@ -317,7 +314,7 @@ fn check_postings(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
     }
 }
 
-/// Whether an event is there; `None` where it cannot be read.
-pub fn record_of(rows: &Rows, id: EventId) -> Option<Option<Vec<u8>>> {
-    rows.get(LOG, log_key(id)).ok()
+/// An event's record, if it is there.
+pub fn record_of(rows: &Rows, id: EventId) -> Result<Option<Vec<u8>>, rocksdb::Error> {
+    rows.get(LOG, log_key(id))
 }
