@@ -519,8 +519,22 @@ mod power_cuts {
         ]
     }
 
-    /// Where each commit ends that was not synced.
-    type Unsynced = Vec<EventId>;
+    /// What a power cut may take.
+    #[derive(Default)]
+    struct Unsynced {
+        /// Where each commit ends that was not synced.
+        commits: Vec<EventId>,
+        /// The newest write-ahead log when something was last synced, and its length then.
+        synced: (Option<std::ffi::OsString>, u64),
+    }
+
+    impl Unsynced {
+        fn none(&mut self, pair: &Pair) {
+            let wal = newest_wal(pair.dir.path());
+            let len = wal.as_ref().map_or(0, |wal| wal.metadata().unwrap().len());
+            *self = Self { commits: Vec::new(), synced: (wal.and_then(|wal| Some(wal.file_name()?.to_owned())), len) };
+        }
+    }
 
     fn step(pair: &mut Pair, durability: Durability, unsynced: &mut Unsynced, op: &Op) {
         let options = |dir: &TempDir| Options { durability, ..options(dir) };
@@ -528,12 +542,12 @@ mod power_cuts {
             Op::Append(t, n) => {
                 let draft = |n: u8| Draft { topic: *t, kind: n % 3, key: n % 3, bytes: usize::from(n) * 40 };
                 pair.append_remembered((0..*n).map(draft), Some(*n % 9));
-                unsynced.push(pair.model.tail());
+                unsynced.commits.push(pair.model.tail());
             }
             Op::Sync => {
                 pair.rocks.sync().unwrap();
                 pair.model.sync().unwrap();
-                unsynced.clear();
+                unsynced.none(pair);
             }
             Op::Trim(t, at) => {
                 let upto = at.index(usize::try_from(pair.next + 5).unwrap()) as EventId;
@@ -552,15 +566,17 @@ mod power_cuts {
             Op::Cut(part) => {
                 pair.dir = crash_copy(pair.dir.path());
                 if let Some(wal) = newest_wal(pair.dir.path()) {
+                    let same = wal.file_name().map(ToOwned::to_owned) == unsynced.synced.0;
+                    let safe = if same { unsynced.synced.1 } else { 0 };
                     let file = std::fs::File::options().write(true).open(wal).unwrap();
                     let len = file.metadata().unwrap().len();
-                    file.set_len(len * u64::from(*part) / 255).unwrap();
+                    file.set_len(safe + (len - safe) * u64::from(*part) / 255).unwrap();
                 }
                 pair.rocks = RocksStore::open(options(&pair.dir)).unwrap();
                 let left = read(&pair.rocks, &Filter::all(), 0, pair.rocks.tail());
                 let newest = left.last().map_or(0, |event| event.id);
-                let kept = unsynced.iter().filter(|last| **last <= newest).count();
-                let lost = unsynced.len() - kept;
+                let kept = unsynced.commits.iter().filter(|last| **last <= newest).count();
+                let lost = unsynced.commits.len() - kept;
                 assert_eq!(pair.model.crash(kept), lost);
                 pair.after_start(unsynced);
             }
@@ -587,7 +603,7 @@ mod power_cuts {
     fn sync(pair: &Pair, unsynced: &mut Unsynced) {
         pair.rocks.sync().unwrap();
         pair.model.sync().unwrap();
-        unsynced.clear();
+        unsynced.none(pair);
     }
 
     fn newest_wal(dir: &std::path::Path) -> Option<std::path::PathBuf> {
@@ -597,7 +613,7 @@ mod power_cuts {
 
     impl Pair {
         fn after_start(&mut self, unsynced: &mut Unsynced) {
-            unsynced.clear();
+            unsynced.none(self);
             self.opened();
             self.next = self.model.tail() + 1;
             self.time = self.time.max(self.model.last_time());
@@ -618,7 +634,7 @@ mod power_cuts {
             let rocks = RocksStore::open(Options { durability, ..options(&dir) }).unwrap();
             let model = ModelStore::default().with_durability(durability, 65_536);
             let mut pair = Pair { dir, rocks, model, next: 1, time: 1000 };
-            let mut unsynced = Unsynced::new();
+            let mut unsynced = Unsynced::default();
             for (op, places) in &ops {
                 if durability == Durability::Sync && matches!(op, Op::Cut(part) if *part < 255) {
                     continue;
