@@ -80,7 +80,13 @@ impl Facts {
                     return Err(format!("{topic} is said to be closed at {last}"));
                 }
             }
-            Write::Keep(topic, snapshot) => self.keep(topic, (snapshot.at, snapshot.body.clone())),
+            Write::Keep(topic, snapshot) => {
+                let kept = self.snapshot_of(topic).map_or(0, |(at, _)| *at);
+                if snapshot.at < kept || snapshot.at > self.tail {
+                    return Err(format!("{snapshot:?} is kept in place of one at {kept}; the tail is {}", self.tail));
+                }
+                self.keep(topic, (snapshot.at, snapshot.body.clone()));
+            }
             Write::Retain(..) => {}
             Write::Skip(after, upto) => {
                 self.holes.push((*after, *upto));

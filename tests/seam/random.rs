@@ -51,17 +51,31 @@ fn begin(rng: &mut Rng) -> Begin {
     }
 }
 
-fn spec(rng: &mut Rng) -> Spec {
-    let patterns = pick(rng, &PATTERNS);
+/// What many ask for alike, so that they share reads and bundles.
+#[derive(Clone, Copy)]
+struct Crowd {
+    patterns: &'static [&'static str],
+    types: &'static [&'static str],
+    form: Form,
+    kind: Kind,
+}
+
+impl Crowd {
+    fn drawn(rng: &mut Rng) -> Self {
+        let form = pick(rng, &[Form::Sse, Form::SseEnvelope, Form::Lines]);
+        let kind = pick(rng, &[Kind::State, Kind::Snapshot]);
+        Self { patterns: pick(rng, &PATTERNS), types: pick(rng, &TYPES), form, kind }
+    }
+}
+
+/// One of `crowd`, or anybody.
+fn spec(rng: &mut Rng, crowd: Crowd) -> Spec {
+    let Crowd { patterns, types, form, kind } = if rng.bool() { crowd } else { Crowd::drawn(rng) };
     let of_one = patterns.len() == 1 && !patterns[0].contains('*');
-    let bundle = match rng.u8(..8) {
-        0 | 1 => Some(Kind::State),
-        2 | 3 if of_one => Some(Kind::Snapshot),
-        _ => None,
-    };
+    let bundle = Some(kind).filter(|kind| rng.bool() && (of_one || *kind == Kind::State));
     Spec {
-        filter: filter(patterns, pick(rng, &TYPES)),
-        form: pick(rng, &[Form::Sse, Form::SseEnvelope, Form::Lines]),
+        filter: filter(patterns, types),
+        form,
         follow: rng.u8(..6) > 0,
         begin: Some(begin(rng)).filter(|_| bundle.is_none() || rng.u8(..3) == 0),
         bundle,
@@ -83,7 +97,7 @@ fn policy(rng: &mut Rng) -> Policy {
     Policy { log: of_log, topics: vec![(Pattern::parse("a.**").unwrap(), limits(rng))] }
 }
 
-fn world(rng: &mut Rng) -> World {
+fn world(rng: &mut Rng, crowd: Crowd) -> World {
     let setting = Setting {
         scan_max: rng.usize(1..6),
         ring_bytes_max: pick(rng, &[0, 500, 3_000, 20_000, 1 << 20]),
@@ -93,7 +107,7 @@ fn world(rng: &mut Rng) -> World {
         fine_reads: true,
         digests: true,
     };
-    let clients = (0..rng.usize(1..12)).map(|_| spec(rng)).collect();
+    let clients = (0..rng.usize(1..12)).map(|_| spec(rng, crowd)).collect();
     World::with(setting, clients, Vec::new())
 }
 
@@ -117,7 +131,7 @@ fn publish(rng: &mut Rng, world: &World) -> Publish {
 }
 
 /// What is asked next, or befalls it.
-fn ask(rng: &mut Rng, world: &mut World) -> Option<Ask> {
+fn ask(rng: &mut Rng, world: &mut World, crowd: Crowd) -> Option<Ask> {
     let client = rng.usize(..world.clients.len());
     Some(match rng.u8(..128) {
         0..4 => Ask::Beat,
@@ -143,7 +157,7 @@ fn ask(rng: &mut Rng, world: &mut World) -> Option<Ask> {
         }
         44 => Ask::Restart,
         48..52 => Ask::Elsewhere(client, rng.u64(..world.tail() + 5)),
-        52..56 => Ask::Visitor(client, Box::new(spec(rng))),
+        52..56 => Ask::Visitor(client, Box::new(spec(rng, crowd))),
         56..66 if !world.in_doubt.is_empty() => {
             let publish = world.in_doubt.swap_remove(rng.usize(..world.in_doubt.len()));
             *world.happened.entry("publishes repeated when in doubt").or_default() += 1;
@@ -207,6 +221,7 @@ impl Bias {
 /// A run of so many steps; what it was like is in its world.
 pub struct Run {
     rng: Rng,
+    crowd: Crowd,
     pub world: World,
     /// How many were taken.
     pub taken: usize,
@@ -215,19 +230,20 @@ pub struct Run {
 impl Run {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let world = world(&mut rng);
-        Self { rng, world, taken: 0 }
+        let crowd = Crowd::drawn(&mut rng);
+        let world = world(&mut rng, crowd);
+        Self { rng, crowd, world, taken: 0 }
     }
 
     pub fn go(&mut self, steps: usize) -> Judged {
-        let Self { rng, world, taken } = self;
+        let Self { rng, crowd, world, taken } = self;
         let mut enabled = Vec::new();
         let mut bias = Bias::None;
         let pace = rng.u8(3..12);
         while *taken < steps {
             *taken += 1;
             if rng.u8(..pace) == 0 {
-                if let Some(ask) = ask(rng, world) {
+                if let Some(ask) = ask(rng, world, *crowd) {
                     world.ask(ask)?;
                 }
                 continue;

@@ -190,6 +190,11 @@ fn a_commit_that_fails() {
             World::new(2, WIDE, vec![client("a", Begin::After(0))], asks).after(1)
         });
     }
+    orders("a commit is found, and cannot be delivered before a trim", 4, || {
+        let failing = [Ask::Fail(Failing::Written, 0), one("a"), Ask::Unreadable(true), trim("a", 1)];
+        let asks = [&failing[..], &[Ask::Unreadable(false), one("a")]].concat();
+        World::new(9, WIDE, vec![client("a", Begin::Latest)], asks)
+    });
     every_order("a trim that fails and was written all the same", || {
         let asks = vec![some(&["a", "b"]), Ask::Fail(Failing::Written, 0), trim("a", 1)];
         World::new(2, WIDE, vec![client("*", Begin::After(0))], asks).after(1)

@@ -145,16 +145,17 @@ impl Watch {
     }
 
     /// The same with a bundle: given at the beginning, or after a gap to one that comes back with `id` and shows `shown`.
-    pub fn with_bundle(mut self, kind: Option<Kind>, id: Option<EventId>, shown: Shown) -> Self {
+    pub fn with_bundle(mut self, facts: &Facts, kind: Option<Kind>, id: Option<EventId>, shown: Shown) -> Self {
+        // A deletion of which readers were not told yet takes nothing from those who begin now.
+        let told = facts.picture_steps(self.begun, self.begun).next().unwrap_or(0);
         self.kind = kind;
         self.shown = match id {
             Some(_) if kind.is_none() => Shown::default(),
             None => Shown::default(),
             // Nothing of before counts.
-            Some(0) => Shown {
-                picture: Some((Picture::new(), self.begun)).filter(|_| kind == Some(Kind::State)),
-                heals: false,
-            },
+            Some(0) => {
+                Shown { picture: Some((Picture::new(), told)).filter(|_| kind == Some(Kind::State)), heals: false }
+            }
             Some(_) => shown,
         };
         self

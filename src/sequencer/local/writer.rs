@@ -179,11 +179,12 @@ impl<W> Writer<W> {
         match request {
             Request::Append { .. } => unreachable!("appends are submitted where they are taken"),
             Request::Trim { trims, ticket } => {
-                let done = self.parts.store.raise_floors(&trims);
+                let done = self.may_trim().and_then(|()| self.parts.store.raise_floors(&trims));
                 self.raised(done, ticket);
             }
             Request::Delete { topic, ticket } => {
-                let done = self.parts.store.delete_topic(&topic).map(|rose| rose.into_iter().collect());
+                let done = self.may_trim().and_then(|()| self.parts.store.delete_topic(&topic));
+                let done = done.map(|rose| rose.into_iter().collect());
                 self.raised(done, ticket);
             }
             Request::Close { topic, ticket } => {
@@ -307,6 +308,15 @@ impl<W> Writer<W> {
         let done = store.room(snapshot.body.len() as u64).and_then(|()| store.put_snapshot(topic, snapshot));
         self.note(&done);
         done.map(|()| Kept::Yes)
+    }
+
+    /// A full disk is no reason not to trim. But where a failed write was found to be there and is not delivered yet, what a trim takes
+    /// of it the readers would pass over: they could not know of it, as they wait where the hub ends.
+    fn may_trim(&self) -> Result<(), StoreError> {
+        match &*self.parts.refusal.read() {
+            None | Some(StoreError::Full { .. }) => Ok(()),
+            Some(error) => Err(error.clone()),
+        }
     }
 
     /// While writing is refused, nothing that would add to the log is tried.

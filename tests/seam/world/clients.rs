@@ -12,6 +12,7 @@ use tidelog::subscription::{Begin, Came, Known, LookUp, Options, Reading, Start,
 
 use super::bundles::{Asking, Slot};
 use super::{Cut, HEARTBEAT, Judged, Spec, World};
+use crate::facts::Facts;
 use crate::watch::{Given, Shown, Watch};
 use crate::wire::{Frame, Reader};
 
@@ -91,12 +92,12 @@ impl Client {
     }
 
     /// Its judge, of whom it is known what it came with.
-    fn watch(&mut self, watch: Watch) -> Watch {
+    fn watch(&mut self, facts: &Facts, watch: Watch) -> Watch {
         let id = match self.begin() {
             Some(Begin::After(id)) => Some(id),
             _ => None,
         };
-        watch.with_bundle(self.spec.bundle, id, std::mem::take(&mut self.shown))
+        watch.with_bundle(facts, self.spec.bundle, id, std::mem::take(&mut self.shown))
     }
 }
 
@@ -135,7 +136,7 @@ impl World {
                 let begin = bundle.at.map_or(Begin::Earliest, Begin::After);
                 let start = Start::with(bundle.clone(), known, tail);
                 let watch = Watch::new(filter, begin, follow, &self.facts, start.tail, (step, self.step));
-                let mut watch = client.watch(watch).begins_with_bundle();
+                let mut watch = client.watch(&self.facts, watch).begins_with_bundle();
                 let tail = if self.drained { start.tail } else { tail };
                 watch.given(&self.facts, Given { at: bundle.at, tail_before, asked, tail, now: self.step })?;
                 client.watch = Some(watch);
@@ -155,7 +156,7 @@ impl World {
                     }
                 };
                 let watch = Watch::new(filter, begin, follow, &self.facts, tail, (step, self.step));
-                client.watch = Some(client.watch(watch));
+                client.watch = Some(client.watch(&self.facts, watch));
                 Stage::Started(Start::fix(begin, known, tail, found))
             }
             (other, _) => other,

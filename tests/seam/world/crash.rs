@@ -38,8 +38,12 @@ impl World {
 
     /// It is stopped in good order: nothing is gone, and no id is skipped.
     pub(super) fn restart(&mut self) -> Judged {
-        if !self.writer.is_idle() || self.refusal.read().is_some() || self.store.close().is_err() {
+        if !self.writer.is_idle() || self.refusal.read().is_some() || self.store.writable().is_err() {
             return Ok(());
+        }
+        if self.store.close().is_err() {
+            // It is not in good order then, though nothing that was written is forgotten.
+            return self.crash(usize::MAX, None);
         }
         self.count("restarts");
         let holes = self.facts.holes.len();
