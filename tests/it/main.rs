@@ -21,6 +21,7 @@ mod crash;
 mod crash_kept;
 mod disk;
 mod drain;
+mod faults;
 mod fsync;
 mod http2;
 mod refusals;
