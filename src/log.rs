@@ -42,6 +42,9 @@ use crate::subscription::stream::Source;
 /// Reads that run at once. They are bounded by the disk and two or more processors, and each costs a thread.
 const READS_MAX: usize = 16;
 
+/// Slower than this, a disk counts as one that hangs: it is past every queue that is still useful.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How a log is kept and served.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -56,6 +59,9 @@ pub struct Options {
     pub dedupe_keys_max: u64,
     /// After so long without a byte, a subscriber is sent a heartbeat.
     pub heartbeat: Duration,
+    /// So long a publisher waits for the disk, before it is told that the outcome is not known ([`AppendError::OutcomeUnknown`]). Not so
+    /// on a [`Lane`], whose thread waits for the disk itself.
+    pub commit_timeout: Duration,
     /// What is counted as it happens.
     pub metrics: Arc<Metrics>,
 }
@@ -72,6 +78,7 @@ impl Options {
             dedupe_window: Duration::from_secs(600),
             dedupe_keys_max: 10_000_000,
             heartbeat: Duration::from_secs(15),
+            commit_timeout: COMMIT_TIMEOUT,
             metrics: Arc::new(Metrics::new(SystemTime::now())),
         }
     }
@@ -103,6 +110,7 @@ struct Inner {
     refusal: Refusal,
     topics_max: u64,
     heartbeat: Duration,
+    commit_timeout: Duration,
     closed: AtomicBool,
     threads: Mutex<Option<Threads>>,
 }
@@ -180,6 +188,7 @@ impl Log {
             refusal,
             topics_max: options.topics_max,
             heartbeat: options.heartbeat,
+            commit_timeout: options.commit_timeout,
             closed: AtomicBool::new(false),
             threads: Mutex::new(Some(Threads { sequencer, janitor })),
         };

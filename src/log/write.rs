@@ -23,9 +23,6 @@ pub(super) const WAITING_UNIT: usize = 1 << 10;
 /// How long a publisher waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a publisher waits for the disk, before it is told that the outcome is not known.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// What became of an append with [`Terms`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
@@ -108,7 +105,7 @@ impl Log {
                 }
             }
         }
-        match tokio::time::timeout(COMMIT_TIMEOUT, answered).await {
+        match tokio::time::timeout(self.inner.commit_timeout, answered).await {
             Ok(Ok(done)) => Ok(done?),
             Ok(Err(_)) => Err(AppendError::Closed),
             Err(_) => Err(AppendError::OutcomeUnknown),

@@ -98,6 +98,8 @@ pub struct RocksStore {
     ahead: Option<Mutex<Ahead>>,
     /// A write has failed: nothing is written before `reopen`.
     poisoned: AtomicBool,
+    /// Opening it again has failed, and what is open can only be read; what a failed write has left may show at its end.
+    reading_only: AtomicBool,
     /// One at a time settles floors.
     settling: Mutex<()>,
     /// One at a time seals segments and gives back the disk.
@@ -117,6 +119,16 @@ impl RocksStore {
             return Err(StoreError::Closed);
         }
         Ok(Handle(guard))
+    }
+
+    /// The same, for what is read without a bound of ids: it must not show what is not durable.
+    fn durable_db(&self) -> Result<Handle<'_>, StoreError> {
+        let db = self.db()?;
+        if self.reading_only.load(Ordering::Acquire) {
+            let cause = "the log could not be opened again for writing, and its newest moment is not known".into();
+            return Err(StoreError::Io { doing: "reading", cause });
+        }
+        Ok(db)
     }
 
     /// Writes `batch`; when that fails, nothing is written any more.

@@ -20,7 +20,7 @@ use tidelog::store::Store as _;
 use tidelog::store::rocks::{self, RocksStore};
 use tidelog::topic::Topic;
 
-use crate::support::{Answer, BIN, Conn, OnDrop, TestServer, until};
+use crate::support::{ANY_PORT, Answer, BIN, Conn, OnDrop, TestServer, serve, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -83,15 +83,37 @@ impl Disk {
         }
     }
 
-    fn serve(&self, sets: &[&str]) -> TestServer {
+    /// What runs there begins so.
+    fn within(&self) -> Command {
         let mut nsenter = Command::new("nsenter");
         let holder = self.holder.id().to_string();
         nsenter.args(["-t", &holder, "-m"]);
         if fs::metadata("/proc/self").unwrap().uid() != 0 {
             nsenter.args(["-U", "--preserve-credentials"]);
         }
-        nsenter.arg(BIN);
-        TestServer::start_as(nsenter, &self.inside.join("data"), sets)
+        nsenter
+    }
+
+    fn serve(&self, sets: &[&str]) -> TestServer {
+        let mut program = self.within();
+        program.arg(BIN);
+        TestServer::start_as(program, &self.inside.join("data"), sets)
+    }
+
+    /// Why the log on it is not served.
+    fn refusal(&self) -> String {
+        let mut program = self.within();
+        program.args(["timeout", "20", BIN]);
+        let output = serve(&mut program, ANY_PORT, &self.inside.join("data"), &[]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{} {said}", output.status);
+        assert!(output.stdout.is_empty() && !said.contains("panicked"), "{said}");
+        said
+    }
+
+    fn remount(&self, how: &str) {
+        let status = self.within().args(["mount", "-o", how]).arg(&self.inside).status().unwrap();
+        assert!(status.success(), "mount -o {how}");
     }
 }
 
@@ -273,6 +295,30 @@ fn a_disk_that_others_fill_to_the_last_byte_loses_nothing_that_was_acked() {
     check(&server, &acked, BYTES);
     server.kill();
     check(&disk.serve(&[]), &acked, BYTES);
+}
+
+#[test]
+fn a_disk_that_is_read_only_or_full_at_the_start_is_said() {
+    const BYTES: usize = 10_000;
+    let disk = Disk::new(64);
+    let mut acked = Acked::new();
+    let server = disk.serve(&[]);
+    let mut conn = server.connect();
+    for n in 0..50 {
+        assert_eq!(publish(&mut conn, n, BYTES, &mut acked).status, 201);
+    }
+    assert!(server.stop().success());
+    disk.remount("remount,ro");
+    let said = disk.refusal();
+    assert!(said.contains("Read-only file system"), "{said}");
+    disk.remount("remount,rw");
+    disk.fill("ballast");
+    let said = disk.refusal();
+    assert!(said.contains("No space left on device") && !said.contains("corrupt"), "{said}");
+    fs::remove_file(disk.path("ballast")).unwrap();
+    let server = disk.serve(&[]);
+    check(&server, &acked, BYTES);
+    assert_eq!(publish(&mut server.connect(), 50, BYTES, &mut acked).status, 201);
 }
 
 #[test]

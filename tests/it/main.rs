@@ -20,6 +20,7 @@ mod contract;
 mod crash;
 mod disk;
 mod drain;
+mod faults;
 mod fsync;
 mod http2;
 mod refusals;

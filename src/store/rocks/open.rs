@@ -108,6 +108,7 @@ impl RocksStore {
             mark: Mutex::new(opened.mark),
             floors,
             poisoned: AtomicBool::new(false),
+            reading_only: AtomicBool::new(false),
             settling: Mutex::new(()),
             tidying: Mutex::new(()),
             naming: Mutex::new(()),
@@ -140,14 +141,26 @@ impl RocksStore {
         self.move_earliest(&db)
     }
 
-    /// Closes the database and opens it again; where that fails it stays closed.
+    /// Closes the database and opens it again; where that fails it is opened for reading alone, or stays closed if that fails as well.
     ///
     /// A floor whose write had failed may be there after all. Readers have not been told of it, so it counts as raised and not yet
     /// as published.
     pub(super) fn open_again(&self) -> Result<(), StoreError> {
         let mut db = self.db.write();
         *db = None;
-        let opened = Opened::open(&self.options, &self.floors)?;
+        self.poisoned.store(true, Ordering::Release);
+        let opened = match Opened::open(&self.options, &self.floors) {
+            Ok(opened) => opened,
+            Err(error) => {
+                // The directory stays as it was: nobody reads beyond what it describes.
+                self.reading_only.store(true, Ordering::Release);
+                match open_to_read(&self.options, &self.floors) {
+                    Ok(readable) => *db = Some(readable),
+                    Err(error) => tracing::warn!(%error, "the log cannot be read either"),
+                }
+                return Err(error);
+            }
+        };
         let mut directory = opened.directory;
         {
             let mut before = self.directory.write();
@@ -161,6 +174,7 @@ impl RocksStore {
         *self.resolved.lock() = resolve::Resolved::default();
         *self.summaries.lock() = index::Summaries::default();
         *db = Some(opened.db);
+        self.reading_only.store(false, Ordering::Release);
         drop(db);
         self.poisoned.store(false, Ordering::Release);
         // As after a start; what else `begin` does would go by floors that readers do not know yet.
@@ -268,7 +282,10 @@ fn check_families(dir: &Path) -> Result<(), StoreError> {
         // RocksDB would make a new, empty log beside what is there.
         if holds_data(dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
             let lost = dir.join("CURRENT");
-            return Err(corrupt(&format!("{} is missing, though there are data files beside it", lost.display())));
+            return Err(corrupt(&format!(
+                "{} is missing, though there are data files beside it: put it back, or restore a backup",
+                lost.display()
+            )));
         }
         return Ok(());
     }
@@ -293,6 +310,28 @@ fn holds_data(dir: &Path) -> io::Result<bool> {
 }
 
 fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<DB, StoreError> {
+    let (db, families) = settings(options, floors)?;
+    opened(DB::open_cf_descriptors(&db, dir, families))
+}
+
+/// Opens what is there for reading alone, and writes nothing: with the end of the write-ahead log as the page cache has it, of which
+/// nobody knows whether it is on the disk.
+fn open_to_read(options: &Options, floors: &Arc<Floors>) -> Result<DB, StoreError> {
+    let (mut db, families) = settings(options, floors)?;
+    db.create_if_missing(false);
+    opened(DB::open_cf_descriptors_read_only(&db, options.dir.join("db"), families, false))
+}
+
+fn opened(db: Result<DB, rocksdb::Error>) -> Result<DB, StoreError> {
+    db.map_err(|e| match e.kind() {
+        rocksdb::ErrorKind::Corruption => corrupt(&e),
+        _ => StoreError::io("opening the database")(&e),
+    })
+}
+
+type Settings = (rocksdb::Options, [ColumnFamilyDescriptor; 8]);
+
+fn settings(options: &Options, floors: &Arc<Floors>) -> Result<Settings, StoreError> {
     // What RocksDB sets aside does not count as the file's length, so a synced write gains nothing by it: `ahead` does it.
     let mut db = rocksdb::Options::default()
         .get_options_from_string("allow_fallocate=false")
@@ -342,10 +381,7 @@ fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<
         ColumnFamilyDescriptor::new(SEGMENT, family(options, &cache)),
         ColumnFamilyDescriptor::new(META, family(options, &cache)),
     ];
-    DB::open_cf_descriptors(&db, dir, families).map_err(|e| match e.kind() {
-        rocksdb::ErrorKind::Corruption => corrupt(&e),
-        _ => StoreError::io("opening the database")(&e),
-    })
+    Ok((db, families))
 }
 
 fn family(options: &Options, cache: &Cache) -> rocksdb::Options {

@@ -21,7 +21,7 @@ impl RocksStore {
     }
 
     pub(super) fn read_snapshot(&self, topic: &str) -> Result<Option<Snapshot>, StoreError> {
-        let db = self.db()?;
+        let db = self.durable_db()?;
         let Some(number) = self.has_snapshot(topic) else { return Ok(None) };
         if let Some(snapshot) = get(&db, number)? {
             return Ok(Some(snapshot));

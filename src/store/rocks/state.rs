@@ -130,7 +130,7 @@ fn topic_row(name: &[u8], value: &[u8]) -> Result<(Topic, TopicRow), StoreError>
 
 impl RocksStore {
     pub(super) fn read_state(&self, filter: &Filter, each: &mut Each<'_>) -> Result<EventId, StoreError> {
-        let db = self.db()?;
+        let db = self.durable_db()?;
         let moment = Moment::now(self, &db)?;
         self.read_state_at(&moment, filter, each)?;
         Ok(moment.tail)
