@@ -94,7 +94,7 @@ pub struct Plan {
     pub before: usize,
     /// Operations on the disk in one life.
     pub operations: std::ops::Range<u64>,
-    /// Whether the last life is long enough for what goes on in the background.
+    /// Whether the last life, and what comes after `before`, is long enough for what goes on in the background.
     pub linger: bool,
 }
 
@@ -190,6 +190,10 @@ fn one_life(
     bulk.look(&server);
     if bulk.number == 0 {
         bulk.fill(&server, plan.before);
+        if plan.linger && plan.before > 0 {
+            // While nobody else writes, so that what is written can be told from the rest.
+            rounds_of_the_janitor(&server);
+        }
     }
     let acks = Acks::default();
     let most = if is_last { 150 } else { u64::MAX };
@@ -215,15 +219,19 @@ fn one_life(
     if is_last {
         bulk.look(&server);
         if plan.linger {
-            // Rounds of the janitor: a full segment is sealed in the first.
-            let page = server.get("/topics/none?wait=2s", &[("Accept", "application/json")]);
-            assert_eq!(page.status, 200, "{page:?}");
+            rounds_of_the_janitor(&server);
             bulk.more_after(&server);
         }
         assert!(server.stop().success());
     } else {
         assert!(!server.wait().success());
     }
+}
+
+/// A full segment is sealed in the first. The wait is for an event that never comes.
+fn rounds_of_the_janitor(server: &TestServer) {
+    let page = server.get("/topics/none?wait=2s", &[("Accept", "application/json")]);
+    assert_eq!(page.status, 200, "{page:?}");
 }
 
 /// The topics that nobody trims.
@@ -247,7 +255,11 @@ impl Bulk {
     fn look(&mut self, server: &TestServer) {
         let events = server.everything("/topics/b.**");
         let known = length(&self.journal);
-        self.knew.extend(events.iter().map(|event| Knew { id: event["id"].as_u64().unwrap(), told: told(event), known }));
+        self.knew.extend(events.iter().map(|event| Knew {
+            id: event["id"].as_u64().unwrap(),
+            told: told(event),
+            known,
+        }));
     }
 
     fn fill(&mut self, server: &TestServer, events: usize) {
