@@ -207,7 +207,7 @@ fn cut_and_judge(recording: &Recording, durability: Durability, seed: u64, cuts:
 
 fn power_cuts(name: &'static str, durability: Durability, share: u64, plan: impl FnOnce(u64) -> Plan) -> Sum {
     let seed = number("SEED", 1);
-    let cuts = number("CUTS", 200) * share / 100;
+    let cuts = number("CUTS", 150) * share / 100;
     let begun = Instant::now();
     let recording = live(&plan(seed));
     let sum = told(name, &recording, seed, begun, cuts, durability);
