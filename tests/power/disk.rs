@@ -211,7 +211,10 @@ impl<'j> Disk<'j> {
 
     fn path(&self, bytes: &[u8]) -> String {
         let path = std::str::from_utf8(bytes).unwrap();
-        path.strip_prefix(&self.root).unwrap_or_else(|| panic!("{path} is elsewhere")).trim_start_matches('/').to_owned()
+        path.strip_prefix(&self.root)
+            .unwrap_or_else(|| panic!("{path} is elsewhere"))
+            .trim_start_matches('/')
+            .to_owned()
     }
 
     fn name(&mut self, at: u64, naming: Naming) {
@@ -305,9 +308,11 @@ impl<'j> Disk<'j> {
             image.insert(path, content);
         }
         // What lies in a directory that is not there is not there.
-        let dirs: Vec<String> = image.iter().filter(|(_, content)| content.is_none()).map(|(dir, _)| dir.clone()).collect();
+        let dirs: Vec<String> =
+            image.iter().filter(|(_, content)| content.is_none()).map(|(dir, _)| dir.clone()).collect();
         image.retain(|path, _| path.is_empty() || dirs.iter().any(|dir| dir == parent(path)));
-        let dirs: Vec<String> = image.iter().filter(|(_, content)| content.is_none()).map(|(dir, _)| dir.clone()).collect();
+        let dirs: Vec<String> =
+            image.iter().filter(|(_, content)| content.is_none()).map(|(dir, _)| dir.clone()).collect();
         image.retain(|path, _| path.is_empty() || dirs.iter().any(|dir| dir == parent(path)));
         image
     }
@@ -328,6 +333,12 @@ impl<'j> Disk<'j> {
             }
         }
         left
+    }
+
+    /// Whether a write to a file of RocksDB's manifest is not on the disk for certain.
+    pub fn may_tear_manifest(&self) -> bool {
+        let is_pending = |node: Node| self.nodes[node].as_ref().is_some_and(|file| !file.pending.is_empty());
+        self.names.iter().any(|(path, node)| path.contains("MANIFEST") && is_pending(*node))
     }
 
     /// How many operations are not on the disk for certain: on files, and on names.

@@ -59,7 +59,10 @@ impl Bulk {
         assert!(events.is_sorted_by(|(a, _), (b, _)| a < b), "ids ascend");
         let known = events.partition_point(|(id, _)| *id <= last);
         if whole {
-            assert!(events[..known].iter().map(|(id, told)| (id, told)).eq(self.log.iter()), "what was in the log is not");
+            assert!(
+                events[..known].iter().map(|(id, told)| (id, told)).eq(self.log.iter()),
+                "what was in the log is not"
+            );
         }
         self.extend(&events[known..]);
         for (id, told) in std::mem::take(&mut self.told) {

@@ -119,7 +119,9 @@ impl Retained {
             self.number += 40;
             let lines: String = numbers.iter().map(|n| format!("{{\"data\":\"{n}\"}}\n")).collect();
             let headers = [("Content-Type", "application/x-ndjson")];
-            let Ok(answer) = conn.ask("POST", &format!("/topics/{RETAINED}"), &headers, lines.as_bytes()) else { return };
+            let Ok(answer) = conn.ask("POST", &format!("/topics/{RETAINED}"), &headers, lines.as_bytes()) else {
+                return;
+            };
             assert_eq!(answer.status, 201, "{answer:?}");
             self.acked.extend(numbers);
         }
