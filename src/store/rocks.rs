@@ -14,7 +14,8 @@ mod commit;
 mod directory;
 mod due;
 mod index;
-mod layout;
+#[doc(hidden)]
+pub mod layout;
 mod number;
 mod open;
 mod read;
@@ -26,7 +27,8 @@ mod seal;
 mod search;
 mod snapshots;
 mod state;
-mod tokens;
+#[doc(hidden)]
+pub mod tokens;
 mod topics;
 mod trim;
 mod unsealed;
