@@ -121,7 +121,7 @@ impl Drop for Lasting {
 
 impl World {
     fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory can be made");
+        let dir = super::scratch();
         let runtime = Builder::new_current_thread().enable_all().build().expect("there is a runtime");
         let options = log::Options { durability: Durability::Os, topics_max: 64, ..log::Options::new(dir.path()) };
         let log = runtime.block_on(async { Log::open(options) }).expect("a new log opens");

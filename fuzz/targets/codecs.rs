@@ -88,7 +88,7 @@ fn any_index(bytes: &[u8]) {
 /// The file of reserved ids.
 fn any_mark(bytes: &[u8]) {
     DIR.with(|dir| {
-        let dir = dir.get_or_init(|| tempfile::tempdir().expect("a directory can be made")).path();
+        let dir = dir.get_or_init(super::scratch).path();
         // Its two slots lie in pages of their own.
         let (one, two) = bytes.split_at(bytes.len() / 2);
         let mut file = vec![0; 4096 * 2];

@@ -43,8 +43,7 @@ pub fn run(data: &[u8]) {
 
 fn load(file: &str, env: BTreeMap<String, String>, sets: &[String]) -> (PathBuf, Result<Config, ConfigError>) {
     DIR.with(|dir| {
-        let path =
-            dir.get_or_init(|| tempfile::tempdir().expect("a directory can be made")).path().join("tidelog.toml");
+        let path = dir.get_or_init(super::scratch).path().join("tidelog.toml");
         fs::write(&path, file).expect("a file can be written");
         let loaded = Config::load(Some(&path), env, sets, Flags::default());
         (path, loaded)

@@ -16,6 +16,11 @@ pub mod standard;
 pub mod topics;
 pub mod wal;
 
+/// A new directory, in memory where the system has such a place: files are written anew for each run.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory can be made")
+}
+
 /// A target: its name, which is that of its corpus too, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 

@@ -126,7 +126,7 @@ impl Log {
 
 fn check(files: &[Vec<u8>]) -> Result<WalReport, WalError> {
     DIR.with(|dir| {
-        let dir = dir.get_or_init(|| tempfile::tempdir().expect("a directory can be made")).path();
+        let dir = dir.get_or_init(super::scratch).path();
         let name = |at: usize| dir.join(format!("{:06}.log", at + 9));
         for (at, file) in files.iter().enumerate() {
             fs::write(name(at), file).expect("a file can be written");
