@@ -147,5 +147,5 @@ targets! {
     lines 100
     request 100
     topics 100
-    wal 20
+    wal 50
 }

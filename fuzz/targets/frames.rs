@@ -139,8 +139,12 @@ fn one(source: &mut Source<'_>, form: Form, out: &mut Vec<u8>, told: &mut Vec<To
             form.event(out, &event.event());
             let kind = event.event.as_ref().map_or("", EventType::as_str).to_owned();
             let (id, text) = (event.id, event.data.clone());
-            events.push(event);
-            let data = if form == Form::Sse { Data::Text(text) } else { Data::Json(Value::Null) };
+            let data = if form == Form::Sse {
+                Data::Text(text)
+            } else {
+                events.push(event);
+                Data::Json(Value::Null)
+            };
             told.push(Told { kind, id: Some(id), data });
             return;
         }

@@ -140,11 +140,13 @@ pub fn run(data: &[u8]) {
             }
             Look::PartOfBody(missing) => {
                 assert!(missing > 0);
-                let Some((_, body)) = hypers.requests.get(nth) else { panic!("hyper does not take the head of {nth}") };
-                assert_eq!(body, &None, "hyper has all of the body");
-                // With as many bytes more it is plain.
                 let whole = [rest, &vec![b'x'; missing]].concat();
-                assert!(matches!(look(&whole, head_bytes_max, gets), Look::Plain(h) if h.end == whole.len()));
+                match (hypers.requests.get(nth), look(&whole, head_bytes_max, gets)) {
+                    (Some((_, body)), Look::Plain(head)) => assert!(body.is_none() && head.end == whole.len()),
+                    // What hyper takes and this does not, a value that is no text, say, is only slower that way.
+                    (_, Look::Other) => {}
+                    _ => panic!("hyper does not take the head of {nth}, or more is waited for than was said"),
+                }
                 break;
             }
             Look::PartOfHead => {
