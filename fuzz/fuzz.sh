@@ -71,7 +71,8 @@ tell() {
     else
         failed=1
         echo "$1: A FAULT" >&2
-        tail -n 40 "$work/$1.log" >&2
+        grep -a -A 6 -e 'panicked at' -e 'ERROR:' "$work/$1.log" | head -n 30 >&2
+        grep -a 'Test unit written' "$work/$1.log" >&2
     fi
 }
 
