@@ -36,6 +36,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use items::{Event, Item};
+#[doc(hidden)]
+pub use items::{Reading, read};
 pub use publish::Ack;
 pub use subscribe::{SubscribeOptions, Subscription, Wire};
 

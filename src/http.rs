@@ -17,7 +17,8 @@ mod publish;
 pub mod query;
 pub mod route;
 mod subscribe;
-mod terms;
+#[doc(hidden)]
+pub mod terms;
 mod topics;
 
 use std::fmt::Display;

@@ -6,7 +6,8 @@
 //! sockets, tokio, the disk or the clock: `W` is whatever wakes a subscriber, and time is an argument.
 
 mod batch;
-mod matcher;
+#[doc(hidden)]
+pub mod matcher;
 pub mod pages;
 mod rises;
 mod search;

@@ -31,6 +31,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use wire::Wire;
 
 pub use conn::RequestBody;
+#[doc(hidden)]
+pub use plain::head;
 
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`, which is 4096 where it was not touched.
 /// A server that restarts has all its subscribers back within a few `retry` times.

@@ -9,7 +9,7 @@ pub mod decode;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
-use crate::event::{EventId, EventRef};
+use crate::event::{EventId, EventRef, Millis};
 
 /// How the events of a stream are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -230,6 +230,9 @@ impl Floor {
     }
 }
 
+/// The end of the year 9999: RFC 3339 has no year after it, so later times, from a clock gone wrong, are told as this one.
+const TIME_MAX: Millis = 253_402_300_799_999;
+
 /// Appends the whole event as one JSON object.
 pub fn json_event(out: &mut Vec<u8>, event: &EventRef<'_>) {
     out.extend_from_slice(b"{\"id\":");
@@ -244,7 +247,7 @@ pub fn json_event(out: &mut Vec<u8>, event: &EventRef<'_>) {
             json_string(out, value);
         }
     }
-    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(event.time);
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(event.time.min(TIME_MAX));
     write!(out, ",\"time\":\"{}\",\"data\":", humantime::format_rfc3339_millis(time)).expect("a Vec takes every write");
     json_string(out, event.data);
     out.push(b'}');
@@ -362,6 +365,14 @@ mod tests {
             "{\"id\":42,\"topic\":\"orders.eu\",\"event\":\"created\",\"key\":\"7\",\
              \"time\":\"2026-11-22T10:00:00.123Z\",\"data\":\"a\\r\\n\\\"b\\\"\"}\n"
         );
+    }
+
+    #[test]
+    fn a_time_that_rfc_3339_cannot_tell_is_the_last_that_it_can() {
+        for time in [TIME_MAX, TIME_MAX + 1, u64::MAX] {
+            let line = frame(Form::Lines, &EventRef { time, ..event(None, "x") });
+            assert!(line.contains("\"time\":\"9999-12-31T23:59:59.999Z\""), "{line}");
+        }
     }
 
     #[test]

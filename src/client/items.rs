@@ -56,15 +56,18 @@ pub enum Item {
 }
 
 /// How events' data is to be read.
-pub(super) enum Reading<'a> {
+pub enum Reading<'a> {
     /// Every data is the whole event.
     Envelope,
     /// Data is data; the topic may be known from what was asked for.
     Plain(Option<&'a str>),
 }
 
-/// Reads a message. `Err`: it is not what the contract says.
-pub(super) fn read(message: Message, reading: &Reading<'_>) -> Result<Item, Error> {
+/// Reads a message.
+///
+/// # Errors
+/// When it is not what the contract says.
+pub fn read(message: Message, reading: &Reading<'_>) -> Result<Item, Error> {
     match message.event.as_str() {
         "tidelog.live" => {
             #[derive(Deserialize)]

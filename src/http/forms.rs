@@ -135,7 +135,7 @@ pub fn lines(topic: Option<&Topic>, limits: &Limits, body: &[u8]) -> Result<Vec<
 
 fn event(topic: Option<&Topic>, limits: &Limits, line: &str) -> Result<NewEvent, Error> {
     // serde would take an array for the members in their order.
-    if !line.trim_start_matches([' ', '\t']).starts_with('{') {
+    if !line.trim_start_matches([' ', '\t', '\r']).starts_with('{') {
         return Err(Error::Json("a line is one JSON object, such as {\"data\":\"x\"}".to_owned()));
     }
     let (topic, event, key, data) = if let Some(topic) = topic {
@@ -265,6 +265,8 @@ mod tests {
         assert_eq!(events[1].data, "{\"x\":[1.50,\" \\\" \"]}");
         assert_eq!(events[1].event.as_ref().unwrap().as_str(), "t");
         assert_eq!(events[1].key.as_ref().unwrap().as_str(), "k");
+        // What may stand around an object stands before it too.
+        assert_eq!(batch(" \r\t{\"data\":1}\r").unwrap()[0].data, "1");
         let untyped = batch("{\"event\":\"message\",\"key\":null,\"data\":null}").unwrap();
         assert_eq!(
             (untyped[0].event.is_none(), untyped[0].key.is_none(), untyped[0].data.as_str()),

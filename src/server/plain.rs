@@ -6,7 +6,8 @@
 //! the connection from then on. Both ask the same handler, so an answer is the same on either way. At most a head and a body of
 //! a plain request are read ahead. Must not know what requests mean.
 
-mod head;
+#[doc(hidden)]
+pub mod head;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};

@@ -15,7 +15,8 @@ mod commit;
 mod directory;
 mod due;
 mod index;
-mod layout;
+#[doc(hidden)]
+pub mod layout;
 mod manifest;
 mod number;
 mod open;
@@ -29,7 +30,8 @@ mod search;
 mod snapshots;
 mod state;
 mod sums;
-mod tokens;
+#[doc(hidden)]
+pub mod tokens;
 mod topics;
 mod trim;
 mod unsealed;

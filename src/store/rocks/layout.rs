@@ -195,19 +195,22 @@ impl Summary {
         let (first_time, last_time) = read_pair(bytes.get(..16)?)?;
         bytes = &bytes[16..];
         let mut shares = Vec::with_capacity(bytes.len() / 5);
-        let mut topic: u64 = 0;
+        let (mut topic, mut all_bytes) = (0u64, 0u64);
         while !bytes.is_empty() {
             let delta = read_varint(&mut bytes)?;
             if delta == 0 && !shares.is_empty() {
                 return None;
             }
             topic = topic.checked_add(delta)?;
-            shares.push(Share {
+            let share = Share {
                 topic: TopicNumber::try_from(topic).ok()?,
                 events: u32::try_from(read_varint(&mut bytes)?).ok()?,
                 bytes: read_varint(&mut bytes)?,
                 last: Offset::try_from(read_varint(&mut bytes)?).ok()?,
-            });
+            };
+            // They are summed up, so a sum that is no number is no summary.
+            all_bytes = all_bytes.checked_add(share.bytes)?;
+            shares.push(share);
         }
         Some(Self { first_time, last_time, shares })
     }
@@ -283,7 +286,7 @@ mod tests {
         #[test]
         fn summaries_round_trip(
             first_time: u64, last_time: u64,
-            shares in btree_map(any::<u32>(), (any::<u32>(), any::<u64>(), any::<u16>()), 0..50),
+            shares in btree_map(any::<u32>(), (any::<u32>(), 0..u64::MAX / 50, any::<u16>()), 0..50),
         ) {
             let shares = shares.into_iter().map(|(topic, (events, bytes, last))| Share { topic, events, bytes, last }).collect();
             let summary = Summary { first_time, last_time, shares };
@@ -301,6 +304,14 @@ mod tests {
             prop_assert_eq!(first_id(segment) + u64::from(offset_of(id)), id);
             prop_assert!(first_id(segment) <= id && id <= last_id(segment));
         }
+    }
+
+    #[test]
+    fn a_summary_whose_bytes_cannot_be_summed_up_is_none() {
+        let share = |topic, bytes| Share { topic, events: 1, bytes, last: 0 };
+        let summary = |more| Summary { shares: vec![share(1, u64::MAX - 7), share(2, more)], ..Summary::default() };
+        assert_eq!(Summary::decode(&summary(7).encode()).map(|s| s.bytes()), Some(u64::MAX));
+        assert_eq!(Summary::decode(&summary(8).encode()), None);
     }
 
     #[test]
