@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 
 use super::{
     Back, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError, TopicStats, Trim,
 };
 use crate::event::{Digest, Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
+use crate::sync::Mutex;
 use crate::topic::{Filter, Topic};
 
 /// How writes fail.

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::shared::Asker;
@@ -16,6 +15,7 @@ use super::{Came, ReadingError};
 use crate::event::{EventId, EventRef};
 use crate::sse::{Floor, Form, json_event};
 use crate::store::{Snapshot, Store};
+use crate::sync::Mutex;
 use crate::topic::Filter;
 
 /// Bytes of all bundles that are being sent: a quarter of a small machine, as for the bodies of publishes. What everybody shares counts

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
@@ -20,6 +19,7 @@ use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
+use crate::sync::{Mutex, task};
 use crate::topic::Filter;
 
 /// What every stream of a log draws from.
@@ -82,12 +82,12 @@ impl Source {
         let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
         let work = move |permit| read_on(&*store, &metrics, lead, stretch, permit);
         if let Ok(permit) = reads.clone().try_acquire_owned() {
-            drop(tokio::task::spawn_blocking(move || work(permit)));
+            drop(task::spawn_blocking(move || work(permit)));
         } else {
-            drop(tokio::spawn(async move {
+            drop(task::spawn(async move {
                 // Where it is closed, dropping the work says so.
                 if let Ok(permit) = reads.acquire_owned().await {
-                    drop(tokio::task::spawn_blocking(move || work(permit)));
+                    drop(task::spawn_blocking(move || work(permit)));
                 }
             }));
         }
@@ -112,7 +112,7 @@ impl Source {
                     bundles: bundles.clone(),
                     wanted: Arc::new(wanted),
                 };
-                drop(tokio::spawn(gathering.run(waiting)));
+                drop(task::spawn(gathering.run(waiting)));
             }
         }
         None
@@ -128,7 +128,7 @@ impl Source {
     ) -> Result<T, StoreError> {
         let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.store.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = task::spawn_blocking(move || {
             let done = work(&*store);
             drop(permit);
             done
@@ -146,7 +146,7 @@ impl Source {
     ) -> Result<(EventId, T), StoreError> {
         let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.store.clone();
-        let work = tokio::task::spawn_blocking(move || (work(&*store), permit));
+        let work = task::spawn_blocking(move || (work(&*store), permit));
         let (done, permit) = work.await.map_err(|_| StoreError::Closed)?;
         let (at, done) = done?;
         self.reached(at).await;
@@ -224,7 +224,7 @@ impl Gathering {
             let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
             let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
             let trims = self.hub.lock().trims();
-            let gathered = tokio::task::spawn_blocking(move || bundles.gather(&*store, &wanted, trims));
+            let gathered = task::spawn_blocking(move || bundles.gather(&*store, &wanted, trims));
             // It does not panic; should it all the same, nobody is to wait for ever.
             let failed = |_| (Heard::default(), Err(StoreError::Closed.into()));
             let (heard, done) = gathered.await.unwrap_or_else(failed);
