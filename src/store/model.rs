@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-
 use super::{
     Back, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError, TopicStats, Trim,
 };

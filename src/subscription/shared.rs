@@ -8,7 +8,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-
 use super::{Came, READ_BYTES, ReadingError, Stretch, WasRead};
 use crate::event::EventId;
 use crate::sse::Form;

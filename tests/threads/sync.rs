@@ -106,8 +106,40 @@ impl<T> RwLock<T> {
 }
 
 pub mod thread {
-    pub use shuttle::thread::{Builder, JoinHandle, yield_now};
+    use std::any::Any;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    pub use shuttle::thread::JoinHandle;
     pub use std::thread::panicking;
+
+    /// What a thread dies of when the scenario has it so. Any other panic is a failure.
+    pub struct Death;
+
+    /// Whether `work` came to its end.
+    pub fn survives(work: impl FnOnce()) -> bool {
+        let died = |with: Box<dyn Any + Send>| if with.is::<Death>() { false } else { resume_unwind(with) };
+        catch_unwind(AssertUnwindSafe(work)).map_or_else(died, |()| true)
+    }
+
+    #[derive(Default)]
+    pub struct Builder(shuttle::thread::Builder);
+
+    impl Builder {
+        pub fn new() -> Self {
+            Self::default()
+        }
+
+        pub fn name(self, name: String) -> Self {
+            Self(self.0.name(name))
+        }
+
+        /// As the system does, it lets the others go on when one thread has died.
+        pub fn spawn(self, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+            self.0.spawn(move || {
+                let _ = survives(work);
+            })
+        }
+    }
 }
 
 pub mod mpsc {

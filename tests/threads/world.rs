@@ -138,7 +138,12 @@ impl Seen {
         match item {
             Item::Event(event) => {
                 assert!(event.id > self.after, "an event came twice");
-                assert!(event.id - 1 <= self.after.max(self.excused), "an event between {} and {} is missing", self.after, event.id);
+                assert!(
+                    event.id - 1 <= self.after.max(self.excused),
+                    "an event between {} and {} is missing",
+                    self.after,
+                    event.id
+                );
                 assert!(event.id > self.gone, "what is gone was handed out");
                 self.after = event.id;
             }
