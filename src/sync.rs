@@ -32,5 +32,5 @@ pub mod task {
 /// When waiting ends.
 pub mod time {
     pub use std::time::Instant;
-    pub use tokio::time::timeout;
+    pub use tokio::time::{sleep, timeout};
 }

@@ -29,8 +29,10 @@ mod house {
 }
 pub use house::{event, hub, log, metrics, record, sequencer, sse, store, subscription, topic};
 
+mod pace;
 mod readers;
 mod sync;
+mod wire;
 mod world;
 mod writer;
 
@@ -41,7 +43,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 use shuttle::{Config, MaxSteps, Runner};
 
 /// With which all scenarios together take some 15 seconds.
-const SCHEDULES: usize = 400;
+const SCHEDULES: usize = 1_500;
 
 /// Changes of priority in a schedule of the second kind.
 const DEPTH: usize = 4;
@@ -51,7 +53,7 @@ const STEPS_MAX: usize = 200_000;
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 21] = [
     ("who_sends_is_answered", writer::who_sends_is_answered),
     ("who_sends_and_who_works", writer::who_sends_and_who_works),
     ("ticks_fall_between", writer::ticks_fall_between),
@@ -67,6 +69,15 @@ const SCENARIOS: [Scenario; 15] = [
     ("a_drain_is_told_to_all", readers::a_drain_is_told_to_all),
     ("states_are_shared_and_never_stale", readers::states_are_shared_and_never_stale),
     ("from_a_state_on_nothing_is_missed", readers::from_a_state_on_nothing_is_missed),
+    ("a_state_waits_for_its_tail_and_no_longer", readers::a_state_waits_for_its_tail_and_no_longer),
+    (
+        "a_state_of_before_a_delete_is_for_nobody_who_asks_after",
+        readers::a_state_of_before_a_delete_is_for_nobody_who_asks_after,
+    ),
+    ("what_is_put_into_an_inbox_is_seen", wire::what_is_put_into_an_inbox_is_seen),
+    ("a_closed_inbox_wakes_its_thread_and_keeps_nothing", wire::a_closed_inbox_wakes_its_thread_and_keeps_nothing),
+    ("behind_a_door_nobody_sleeps_over_an_event", wire::behind_a_door_nobody_sleeps_over_an_event),
+    ("a_stalled_stream_is_cut_and_a_moving_one_never", pace::a_stalled_stream_is_cut_and_a_moving_one_never),
 ];
 
 fn main() {

@@ -253,3 +253,53 @@ pub fn from_a_state_on_nothing_is_missed() {
         assert!((2..=5).any(|at| state == state_of(at, &stored)), "a state that there never was: {state:?}");
     }
 }
+
+/// A state may be gathered of what is written and not delivered yet: it is handed out when it is, at once.
+pub fn a_state_waits_for_its_tail_and_no_longer() {
+    clock::begin(0);
+    let (log, _) = log_with(1, 0);
+    let publisher = publisher(&log, 1);
+    let askers = [0, 1].map(|who| {
+        let log = log.clone();
+        go(move || {
+            block_on(async {
+                let as_of = if who == 0 {
+                    log.state(&Arc::new(filter())).await.unwrap().as_of
+                } else {
+                    log.last_of(&topic()).await
+                };
+                assert!(log.tail() >= as_of, "a state of what nobody can read yet");
+            });
+        })
+    });
+    all(askers.into_iter().chain([publisher]));
+    close(&log);
+}
+
+/// Who asks for a state after a topic was emptied is not given one of before, though others are still being sent that.
+pub fn a_state_of_before_a_delete_is_for_nobody_who_asks_after() {
+    clock::begin(0);
+    let (log, _) = log_with(2, 0);
+    let state = |log: Log| async move { log.bundle(BundleKind::State, &Arc::new(filter())).await.unwrap() };
+    let holders = [0, 1].map(|_| {
+        let log = log.clone();
+        // Given back, so that it is kept.
+        go(move || block_on(state(log)))
+    });
+    let emptied = {
+        let log = log.clone();
+        go(move || {
+            block_on(async {
+                log.delete(&topic(), None).await.unwrap();
+                state(log).await
+            })
+        })
+    };
+    let held = all(holders);
+    let emptied = all([emptied]);
+    assert!(entries(&emptied[0]).is_empty(), "a state of before the delete");
+    let after = block_on(state(log.clone()));
+    assert!(entries(&after).is_empty(), "a state of before the delete");
+    drop(held);
+    close(&log);
+}

@@ -176,7 +176,7 @@ pub mod time {
     use std::future::Future;
     use std::time::Duration;
 
-    pub use super::clock::Instant;
+    pub use super::clock::{Instant, sleep};
 
     /// Nobody is to be saved by a bound.
     pub async fn timeout<T>(_most: Duration, future: impl Future<Output = T>) -> Result<T, Infallible> {
@@ -187,7 +187,9 @@ pub mod time {
 /// The time, which stands still but for the waits that end by their bound: so many as the scenario allows, when chance will have it.
 pub mod clock {
     use std::cell::Cell;
+    use std::future::poll_fn;
     use std::ops::{Add, Sub};
+    use std::task::Poll;
     use std::time::Duration;
 
     use shuttle::rand::{Rng as _, thread_rng};
@@ -232,6 +234,17 @@ pub mod clock {
     pub fn begin(waits: u32) {
         NOW.set(Duration::ZERO);
         LEFT.set(waits);
+    }
+
+    /// Lets time go on, for who sleeps.
+    pub fn pass(time: Duration) {
+        NOW.set(NOW.get() + time);
+    }
+
+    /// Comes back when so much time has passed. Whoever lets it pass polls again: nobody is woken by it.
+    pub async fn sleep(time: Duration) {
+        let until = NOW.get() + time;
+        poll_fn(|_| if NOW.get() < until { Poll::Pending } else { Poll::Ready(()) }).await;
     }
 
     /// Whether the wait that begins now lasts until then.
