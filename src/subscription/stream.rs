@@ -111,8 +111,10 @@ impl Source {
                     reads: reads.clone(),
                     bundles: bundles.clone(),
                     wanted: Arc::new(wanted),
+                    waiting,
+                    is_running: true,
                 };
-                drop(task::spawn(gathering.run(waiting)));
+                drop(task::spawn(gathering.run()));
             }
         }
         None
@@ -207,20 +209,21 @@ fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, stretch: Stretch, p
     drop(permit);
 }
 
-/// Gathers a bundle, and the next one as long as somebody has come meanwhile.
+/// Gathers a bundle, and the next one as long as somebody has come meanwhile. Dropped in its midst, as with its runtime, it tells
+/// whoever waits that the log is closed.
 struct Gathering {
     store: Arc<dyn Store>,
     hub: Arc<Mutex<Hub<Wake>>>,
     reads: Arc<Semaphore>,
     bundles: Arc<Bundles>,
     wanted: Arc<Wanted>,
+    waiting: Vec<Box<dyn Asker>>,
+    is_running: bool,
 }
 
 impl Gathering {
-    async fn run(self, waiting: Vec<Box<dyn Asker>>) {
-        let mut next = Some(waiting);
-        while let Some(waiting) = next {
-            // Where it is closed, dropping the askers says so.
+    async fn run(mut self) {
+        while self.is_running {
             let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
             let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
             let trims = self.hub.lock().trims();
@@ -232,7 +235,19 @@ impl Gathering {
                 reached(&self.hub, at).await;
             }
             drop(permit);
-            next = self.bundles.done(&self.wanted, heard, &done, waiting);
+            let waiting = std::mem::take(&mut self.waiting);
+            match self.bundles.done(&self.wanted, heard, &done, waiting) {
+                Some(next) => self.waiting = next,
+                None => self.is_running = false,
+            }
+        }
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        if self.is_running {
+            self.bundles.give_up(&self.wanted, std::mem::take(&mut self.waiting));
         }
     }
 }

@@ -53,7 +53,7 @@ const STEPS_MAX: usize = 200_000;
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 21] = [
+const SCENARIOS: [Scenario; 22] = [
     ("who_sends_is_answered", writer::who_sends_is_answered),
     ("who_sends_and_who_works", writer::who_sends_and_who_works),
     ("ticks_fall_between", writer::ticks_fall_between),
@@ -74,6 +74,7 @@ const SCENARIOS: [Scenario; 21] = [
         "a_state_of_before_a_delete_is_for_nobody_who_asks_after",
         readers::a_state_of_before_a_delete_is_for_nobody_who_asks_after,
     ),
+    ("who_waits_is_told_when_the_one_who_gathers_is_gone", readers::who_waits_is_told_when_the_one_who_gathers_is_gone),
     ("what_is_put_into_an_inbox_is_seen", wire::what_is_put_into_an_inbox_is_seen),
     ("a_closed_inbox_wakes_its_thread_and_keeps_nothing", wire::a_closed_inbox_wakes_its_thread_and_keeps_nothing),
     ("behind_a_door_nobody_sleeps_over_an_event", wire::behind_a_door_nobody_sleeps_over_an_event),

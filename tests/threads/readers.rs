@@ -9,7 +9,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::event::EventId;
 use crate::log::{Begin, Bundle, BundleKind, Item, Log, StreamError};
-use crate::sync::clock;
+use crate::sync::{clock, task};
 use crate::world::{Seen, all, any, close, drop_after, event, filter, go, keyed, log_with, publish, stored, topic};
 
 fn publisher(log: &Log, events: u64) -> JoinHandle<()> {
@@ -301,5 +301,22 @@ pub fn a_state_of_before_a_delete_is_for_nobody_who_asks_after() {
     let after = block_on(state(log.clone()));
     assert!(entries(&after).is_empty(), "a state of before the delete");
     drop(held);
+    close(&log);
+}
+
+/// Who gathers a state for others may be dropped with its runtime at any await: they are told, and who asks later is not kept waiting.
+pub fn who_waits_is_told_when_the_one_who_gathers_is_gone() {
+    clock::begin(0);
+    let (log, _) = log_with(2, 0);
+    task::are_mortal(true);
+    let state = |log: Log| async move { log.bundle(BundleKind::State, &Arc::new(filter())).await };
+    let publisher = publisher(&log, 1);
+    let askers = [0, 1, 2].map(|_| {
+        let log = log.clone();
+        go(move || drop(block_on(state(log))))
+    });
+    all(askers.into_iter().chain([publisher]));
+    task::are_mortal(false);
+    block_on(state(log.clone())).unwrap();
     close(&log);
 }

@@ -147,15 +147,28 @@ pub mod mpsc {
 }
 
 pub mod task {
+    use std::cell::Cell;
     use std::future::Future;
     use std::pin::Pin;
 
     use shuttle::future::{JoinError, JoinHandle, block_on};
     use tokio::sync::oneshot;
 
-    pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    use crate::world::{any, drop_after};
+
+    std::thread_local! {
+        static MORTAL: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Whether tasks that are spawned from now on may be dropped at any await, as they are with their runtime.
+    pub fn are_mortal(mortal: bool) {
+        MORTAL.set(mortal);
+    }
+
+    pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
+        let polls = if MORTAL.get() { any(4) } else { u32::MAX };
         // Boxed, as shuttle asks for no more than that it can be moved.
-        let future: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(future);
+        let future: Pin<Box<dyn Future<Output = Option<T>> + Send>> = Box::pin(drop_after(polls, future));
         shuttle::future::spawn(future)
     }
 
@@ -163,7 +176,7 @@ pub mod task {
     pub fn spawn_blocking<T: Send + 'static>(
         work: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = Result<T, JoinError>> + Send {
-        spawn(async move { work() })
+        shuttle::future::spawn(async move { work() })
     }
 
     pub fn wait<T>(answer: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {

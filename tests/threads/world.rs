@@ -92,7 +92,7 @@ pub fn on_lane<T>(lane: Lane, mut publishers: Vec<Pin<Box<dyn Future<Output = T>
 /// Polls `future` at most `polls` times, and then drops it: at once, or, as chance will have it, when it is woken once more.
 pub async fn drop_after<T>(polls: u32, future: impl Future<Output = T>) -> Option<T> {
     let mut future = Box::pin(future);
-    let (mut left, lingers) = (polls, any(2) == 0);
+    let (mut left, lingers) = (polls, polls < u32::MAX && any(2) == 0);
     poll_fn(move |cx| {
         if left == 0 {
             return Poll::Ready(None);
