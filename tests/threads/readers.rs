@@ -259,7 +259,8 @@ pub fn a_state_waits_for_its_tail_and_no_longer() {
     clock::begin(0);
     let (log, _) = log_with(1, 0);
     let publisher = publisher(&log, 1);
-    let askers = [0, 1].map(|who| {
+    // The moment between a write and its delivery is short: many try to hit it.
+    let askers = [0, 1, 2, 3, 4].map(|who| {
         let log = log.clone();
         go(move || {
             block_on(async {
@@ -317,6 +318,8 @@ pub fn who_waits_is_told_when_the_one_who_gathers_is_gone() {
     });
     all(askers.into_iter().chain([publisher]));
     task::are_mortal(false);
-    block_on(state(log.clone())).unwrap();
+    // One that is mortal may gather for this one as well, and be the last.
+    let answered = (0..10).any(|_| block_on(state(log.clone())).is_ok());
+    assert!(answered, "nobody gathers any more");
     close(&log);
 }
