@@ -64,7 +64,7 @@
 //! | 2 | [`store`], [`hub`] | the past, on RocksDB; the present, in memory |
 //! | 1 | [`sse`], [`record`] | bytes |
 //! | 0 | [`event`], [`topic`] | words |
-//! | – | [`config`], [`metrics`], [`client`] | beside |
+//! | – | [`config`], [`metrics`], [`sync`], [`client`] | beside |
 
 pub use event::{Event, EventId, EventType, Key, NewEvent};
 pub use log::{Begin, BundleKind, Log};
@@ -83,4 +83,5 @@ pub mod server;
 pub mod sse;
 pub mod store;
 pub mod subscription;
+pub mod sync;
 pub mod topic;

@@ -12,10 +12,8 @@ mod write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::event::{EventId, Millis};
@@ -24,6 +22,8 @@ use crate::metrics::Metrics;
 use crate::sequencer::local::{self, Refusal, Request, Requests};
 use crate::store::Store;
 use crate::store::rocks::{self, RocksStore};
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Mutex, task};
 
 pub use self::error::{AppendError, OpenError, ReadError};
 pub use self::follow::{Beginning, Item, Items};
@@ -259,11 +259,11 @@ impl Log {
         let threads = self.inner.threads.lock().take();
         let Some(Threads { sequencer, janitor }) = threads else { return };
         let (requests, store) = (self.inner.requests.clone(), self.inner.source.store.clone());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = task::spawn_blocking(move || {
             janitor.stop();
             let (answer, stopped) = oneshot::channel();
             if requests.send(Request::Stop { answer }).is_ok() {
-                drop(stopped.blocking_recv());
+                drop(task::wait(stopped));
             }
             drop(sequencer.join());
             store.close()

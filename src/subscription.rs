@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 pub use self::begin::{Begin, Gap, Known, LookUp, Start, look_up};
 use self::bundle::{Bundle, Dress, Wanted};
@@ -24,6 +23,7 @@ use crate::event::{EventId, Millis};
 use crate::hub::{Batch, Hub, Place, SubscriberKey};
 use crate::sse::{Control, Form, GapReason};
 use crate::store::{Floor, Scan, Store, StoreError};
+use crate::sync::Mutex;
 use crate::topic::Filter;
 
 /// Bytes of frames that one read hands out: enough to make a blocking read worth its price, little enough that ten thousand

@@ -18,9 +18,10 @@ const NEIGHBOURS: [(&str, &str, &str); 2] = [
 ];
 
 /// The rooms that stand beside the house: who may import them from which floor up, and which floors they may import themselves.
-const BESIDE: [(&str, u8, u8, &str); 3] = [
+const BESIDE: [(&str, u8, u8, &str); 4] = [
     ("config", PROGRAM, 6, "it knows every room's options; no room knows where they come from"),
     ("metrics", 3, 0, "counters, for whoever waits for the disk or a socket"),
+    ("sync", 2, 0, "locks, threads and tasks, for whoever shares memory; `tests/threads` has its own"),
     ("client", PROGRAM, 1, "it relies on the HTTP contract alone, as any other client"),
 ];
 

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use crate::event::{Event, EventId};
 use crate::sse::Form;
+use crate::sync::Mutex;
 use crate::topic::{Filter, Topic};
 
 /// A batch is cut into pieces of about so many bytes of data, so that a subscriber holds no more than that while its socket stalls.

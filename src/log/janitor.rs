@@ -4,11 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use crate::event::Millis;
 use crate::hub::{
@@ -17,6 +13,9 @@ use crate::hub::{
 };
 use crate::sequencer::local::{Request, Requests, Ticket};
 use crate::store::{Policy, Store, StoreError};
+use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::{Mutex, task};
 
 /// How often retention is looked at. The promise is within ten seconds.
 const ROUND: Duration = Duration::from_secs(1);
@@ -93,7 +92,7 @@ fn round(store: &dyn Store, requests: &Requests, policy: &Policy, now: Millis) -
         if requests.send(Request::Trim { trims: some.to_vec(), ticket }).is_err() {
             return Ok(());
         }
-        answered.blocking_recv().unwrap_or(Err(StoreError::Closed))?;
+        task::wait(answered).unwrap_or(Err(StoreError::Closed))?;
     }
     store.tidy()
 }

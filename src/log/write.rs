@@ -11,6 +11,7 @@ use crate::event::{EventId, NewEvent};
 use crate::sequencer::Outcome;
 use crate::sequencer::local::{Kept, Request, Ticket};
 use crate::store::{Store, StoreError, Trim};
+use crate::sync::time::timeout;
 use crate::topic::Topic;
 
 /// Bytes of what may wait for the writer; beyond, who asks waits, then is refused. A second and more of the fastest appends that were
@@ -75,7 +76,7 @@ impl Log {
         if let Ok(permit) = self.inner.waiting.clone().try_acquire_many_owned(cost) {
             return Ok(permit);
         }
-        let turn = tokio::time::timeout(TURN_TIMEOUT, self.inner.waiting.clone().acquire_many_owned(cost)).await;
+        let turn = timeout(TURN_TIMEOUT, self.inner.waiting.clone().acquire_many_owned(cost)).await;
         turn.ok().and_then(Result::ok).ok_or(AppendError::Overloaded)
     }
 
@@ -105,7 +106,7 @@ impl Log {
                 }
             }
         }
-        match tokio::time::timeout(self.inner.commit_timeout, answered).await {
+        match timeout(self.inner.commit_timeout, answered).await {
             Ok(Ok(done)) => Ok(done?),
             Ok(Err(_)) => Err(AppendError::Closed),
             Err(_) => Err(AppendError::OutcomeUnknown),

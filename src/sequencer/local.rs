@@ -10,10 +10,8 @@ mod writer;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::queue::Requests;
@@ -24,6 +22,9 @@ use crate::hub::Hub;
 use crate::hub::wake::Wake;
 use crate::metrics::Metrics;
 use crate::store::{Durability, Limits, Snapshot, Store, StoreError, Trim};
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::time::Instant;
+use crate::sync::{Mutex, RwLock};
 use crate::topic::Topic;
 
 /// How often room on the disk is looked at while nothing is published, a failed store is tried again, and, with
@@ -131,7 +132,7 @@ pub fn start(parts: Parts<Wake>) -> std::io::Result<(Requests, JoinHandle<()>)> 
     let worker = Worker { writer: Writer::new(parts), last_tick: Instant::now() };
     let requests = Requests::new(Box::new(worker), refusal);
     let worker = requests.clone();
-    let thread = std::thread::Builder::new().name("sequencer".into()).spawn(move || worker.work_until_stopped())?;
+    let thread = Builder::new().name("sequencer".into()).spawn(move || worker.work_until_stopped())?;
     Ok((requests, thread))
 }
 

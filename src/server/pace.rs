@@ -15,6 +15,8 @@ use std::time::Duration;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio_util::task::TaskTracker;
 
+use crate::sync::time::sleep;
+
 tokio::task_local! {
     static PACE: Arc<Pace>;
 }
@@ -28,7 +30,7 @@ impl Pace {
     async fn stalled(&self, timeout: Duration) {
         let mut before = [0; 2];
         loop {
-            tokio::time::sleep(timeout / 2).await;
+            sleep(timeout / 2).await;
             let now = self.0.load(Ordering::Relaxed);
             if now % 2 == 1 && before == [now; 2] {
                 return;

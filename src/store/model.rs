@@ -8,14 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{
     Back, Durability, Floor, Limits, Policy, Remembered, SCAN_RECORDS_MAX, Scan, Snapshot, Store, StoreError,
     TopicStats, Trim,
 };
 use crate::event::{Digest, Event, EventId, EventRef, EventType, Key, Millis};
 use crate::sse::GapReason;
+use crate::sync::Mutex;
 use crate::topic::{Filter, Topic};
 
 /// How writes fail. One that has failed stops all that come after it, until the log was opened again.

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::shared::Asker;
 use super::{Came, ReadingError};
 use crate::event::{EventId, EventRef};
 use crate::sse::{Floor, Form, json_event};
-use crate::store::{Snapshot, Store};
+use crate::store::{Snapshot, Store, StoreError};
+use crate::sync::Mutex;
 use crate::topic::Filter;
 
 /// Bytes of all bundles that are being sent: a quarter of a small machine, as for the bodies of publishes. What everybody shares counts
@@ -266,5 +266,16 @@ impl Bundles {
         let next: Vec<_> = std::mem::take(&mut flight.next).into_iter().filter(|asker| asker.waits()).collect();
         flight.is_running = !next.is_empty();
         flight.is_running.then_some(next)
+    }
+
+    /// It is not gathered after all: tells `waiting`, and those who have come meanwhile, that the log is closed.
+    pub fn give_up(&self, wanted: &Wanted, mut waiting: Vec<Box<dyn Asker>>) {
+        if let Some(flight) = self.flights.lock().get_mut(wanted) {
+            waiting.append(&mut flight.next);
+            flight.is_running = false;
+        }
+        for asker in waiting {
+            asker.answer(Err(StoreError::Closed.into()));
+        }
     }
 }

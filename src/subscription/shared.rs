@@ -8,12 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{Came, READ_BYTES, ReadingError, Stretch, WasRead};
 use crate::event::EventId;
 use crate::sse::Form;
 use crate::store::StoreError;
+use crate::sync::Mutex;
 use crate::topic::Filter;
 
 /// Bytes of frames that are kept for readers that come by later. Replays that began together drift apart by what their sockets

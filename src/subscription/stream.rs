@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
@@ -20,6 +19,7 @@ use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
+use crate::sync::{Mutex, task};
 use crate::topic::Filter;
 
 /// What every stream of a log draws from.
@@ -82,12 +82,12 @@ impl Source {
         let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
         let work = move |permit| read_on(&*store, &metrics, lead, stretch, permit);
         if let Ok(permit) = reads.clone().try_acquire_owned() {
-            drop(tokio::task::spawn_blocking(move || work(permit)));
+            drop(task::spawn_blocking(move || work(permit)));
         } else {
-            drop(tokio::spawn(async move {
+            drop(task::spawn(async move {
                 // Where it is closed, dropping the work says so.
                 if let Ok(permit) = reads.acquire_owned().await {
-                    drop(tokio::task::spawn_blocking(move || work(permit)));
+                    drop(task::spawn_blocking(move || work(permit)));
                 }
             }));
         }
@@ -111,8 +111,10 @@ impl Source {
                     reads: reads.clone(),
                     bundles: bundles.clone(),
                     wanted: Arc::new(wanted),
+                    waiting,
+                    is_running: true,
                 };
-                drop(tokio::spawn(gathering.run(waiting)));
+                drop(task::spawn(gathering.run()));
             }
         }
         None
@@ -128,7 +130,7 @@ impl Source {
     ) -> Result<T, StoreError> {
         let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.store.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = task::spawn_blocking(move || {
             let done = work(&*store);
             drop(permit);
             done
@@ -146,7 +148,7 @@ impl Source {
     ) -> Result<(EventId, T), StoreError> {
         let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.store.clone();
-        let work = tokio::task::spawn_blocking(move || (work(&*store), permit));
+        let work = task::spawn_blocking(move || (work(&*store), permit));
         let (done, permit) = work.await.map_err(|_| StoreError::Closed)?;
         let (at, done) = done?;
         self.reached(at).await;
@@ -207,24 +209,25 @@ fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, stretch: Stretch, p
     drop(permit);
 }
 
-/// Gathers a bundle, and the next one as long as somebody has come meanwhile.
+/// Gathers a bundle, and the next one as long as somebody has come meanwhile. Dropped in its midst, as with its runtime, it tells
+/// whoever waits that the log is closed.
 struct Gathering {
     store: Arc<dyn Store>,
     hub: Arc<Mutex<Hub<Wake>>>,
     reads: Arc<Semaphore>,
     bundles: Arc<Bundles>,
     wanted: Arc<Wanted>,
+    waiting: Vec<Box<dyn Asker>>,
+    is_running: bool,
 }
 
 impl Gathering {
-    async fn run(self, waiting: Vec<Box<dyn Asker>>) {
-        let mut next = Some(waiting);
-        while let Some(waiting) = next {
-            // Where it is closed, dropping the askers says so.
+    async fn run(mut self) {
+        while self.is_running {
             let Ok(permit) = self.reads.clone().acquire_owned().await else { return };
             let (store, bundles, wanted) = (self.store.clone(), self.bundles.clone(), self.wanted.clone());
             let trims = self.hub.lock().trims();
-            let gathered = tokio::task::spawn_blocking(move || bundles.gather(&*store, &wanted, trims));
+            let gathered = task::spawn_blocking(move || bundles.gather(&*store, &wanted, trims));
             // It does not panic; should it all the same, nobody is to wait for ever.
             let failed = |_| (Heard::default(), Err(StoreError::Closed.into()));
             let (heard, done) = gathered.await.unwrap_or_else(failed);
@@ -232,7 +235,19 @@ impl Gathering {
                 reached(&self.hub, at).await;
             }
             drop(permit);
-            next = self.bundles.done(&self.wanted, heard, &done, waiting);
+            let waiting = std::mem::take(&mut self.waiting);
+            match self.bundles.done(&self.wanted, heard, &done, waiting) {
+                Some(next) => self.waiting = next,
+                None => self.is_running = false,
+            }
+        }
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        if self.is_running {
+            self.bundles.give_up(&self.wanted, std::mem::take(&mut self.waiting));
         }
     }
 }

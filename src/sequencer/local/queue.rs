@@ -6,12 +6,11 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Refusal, Request, TICK, Worker};
 use crate::store::StoreError;
+use crate::sync::time::Instant;
+use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 
 /// The writer has ended.
 #[derive(Debug)]
@@ -163,7 +162,7 @@ struct Deathbed<'a>(&'a Shared);
 
 impl Drop for Deathbed<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let died = StoreError::Io { doing: "writing", cause: "the writer has died; restart the server".into() };
             *self.0.refusal.write() = Some(died);
             self.0.end(&mut self.0.state.lock());

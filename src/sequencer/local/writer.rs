@@ -6,9 +6,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
-use std::time::Instant;
-
-use parking_lot::Mutex;
 
 use super::super::{Answers, Commit, Outcome, Sequencer};
 use super::{Kept, Parts, Request, Ticket};
@@ -16,6 +13,8 @@ use crate::event::Event;
 use crate::hub::Hub;
 use crate::sse::GapReason;
 use crate::store::{Durability, Floor, Scan, Snapshot, Store, StoreError, Trim};
+use crate::sync::Mutex;
+use crate::sync::time::Instant;
 use crate::topic::{Filter, Topic};
 
 /// What came of a step.

@@ -6,12 +6,12 @@
 use std::io::Result;
 use std::os::fd::OwnedFd;
 
-use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::Fresh;
 use crate::hub::wake::Door;
 use crate::subscription::shared::Done;
+use crate::sync::Mutex;
 
 /// A read that is done, for the follower in this place with this serial number.
 pub struct ReadDone {
