@@ -272,8 +272,8 @@ impl<'j> Disk<'j> {
             }
             return;
         }
-        let dirs: Vec<&String> = self.names.iter().filter(|(_, of)| **of == node).map(|(path, _)| path).collect();
-        let dir = dirs.first().expect("a directory is synced while it has a name").to_string();
+        let named = self.names.iter().find(|(_, of)| **of == node);
+        let dir = named.expect("a directory is synced while it has a name").0.clone();
         for (at, naming) in std::mem::take(&mut self.pending) {
             if at <= upto && naming.dir() == dir {
                 naming.apply(&mut self.synced);

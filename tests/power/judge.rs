@@ -106,7 +106,7 @@ pub fn held(store: &RocksStore) -> Result<Held, String> {
         let name = topic.topic.as_str();
         let (events, last) = if is_bulk(name) {
             let of = log.iter().filter(|(_, (topic, ..))| topic == name);
-            (of.clone().count(), of.last().map_or(0, |(id, _)| *id))
+            (of.clone().count(), of.clone().next_back().map_or(0, |(id, _)| *id))
         } else {
             let held = model.topic(name);
             held.closed = topic.closed;

@@ -13,7 +13,15 @@
 //! `CUTS=n` is how many disks are made of each recording, `SEED=n` where the dice begin. How the threads of a life fall is not in the
 //! seed, so a failure keeps its disk, and says where that is. What a file system is assumed to do is written at the top of `disk`.
 
-#![allow(clippy::similar_names, clippy::too_many_lines, clippy::field_reassign_with_default)]
+// As in tests/it.
+#![allow(
+    clippy::needless_for_each,
+    clippy::single_match_else,
+    clippy::struct_field_names,
+    clippy::similar_names,
+    clippy::too_many_lines,
+    clippy::field_reassign_with_default
+)]
 
 mod disk;
 mod judge;
