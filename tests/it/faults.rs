@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use crate::support::{Answer, BIN, Conn, Stream, TestServer, until};
+use crate::support::{Answer, BIN, Conn, OnDrop, Stream, TestServer, until};
 
 mod hang;
 mod start;
@@ -235,6 +235,11 @@ fn fail_fsyncs(dropped: bool) {
         let server = disk.serve(&[]);
         let after = server.tail();
         thread::scope(|scope| {
+            // Where the test has failed, nobody goes on either.
+            let kill = || {
+                let _ = rustix::process::kill_process(server.pid(), rustix::process::Signal::KILL);
+            };
+            let _ends = OnDrop(kill);
             for _ in 0..4 {
                 scope.spawn(|| publish(&server, &number, &acked, &refused));
             }
@@ -252,7 +257,7 @@ fn fail_fsyncs(dropped: bool) {
             until("it is ready again", || (server.get("/readyz", &[]).status == 200).then_some(()));
             assert!(failed.elapsed() < Duration::from_secs(8), "{:?}", failed.elapsed());
             more(at + 30);
-            rustix::process::kill_process(server.pid(), rustix::process::Signal::KILL).unwrap();
+            kill();
             seen.extend(follower.join().unwrap());
         });
         drop(server);
