@@ -284,7 +284,7 @@ fn a_bit_set_in_the_zeros_behind_the_last_batch_costs_nothing() {
     let dir = crashed(&SMALL);
     let path = only_log(&dir);
     let whole = fs::read(&path).unwrap();
-    let with_zeros = [&whole[..], &[0; BLOCK + 300]].concat();
+    let with_zeros = [&whole[..], &vec![0; BLOCK + 300]].concat();
     let near = |bit: usize| bit / 8 < whole.len() + 30 || (bit / 8 + 10) % BLOCK < 20;
     for bit in (whole.len() * 8..with_zeros.len() * 8).filter(|&bit| near(bit) || bit % 4093 == 0) {
         fs::write(&path, flip(&with_zeros, bit)).unwrap();
