@@ -30,6 +30,10 @@ impl Slot {
         self.0.lock().done.take()
     }
 
+    pub fn put(&self, done: Done) {
+        self.0.lock().done = Some(done);
+    }
+
     pub fn asker(&self) -> Box<dyn Asker> {
         Box::new(Waiter(self.0.clone()))
     }
