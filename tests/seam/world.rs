@@ -333,6 +333,8 @@ impl World {
         for (at, client) in self.clients.iter().enumerate() {
             match &client.stage {
                 Stage::Gone => {}
+                // Else it would come and be refused for ever, where every order is tried.
+                Stage::Out if self.is_unreadable && !self.setting.fine_reads => {}
                 Stage::Asking(_, asking) if !asking.goes_on() => {}
                 Stage::Live(live) => match &live.state {
                     State::Waiting => {}
