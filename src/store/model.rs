@@ -80,11 +80,17 @@ impl State {
                 }
                 self.remembered.extend(remembered);
             }
-            Write::Floors(rose) => rose.iter().for_each(|trim| self.raise(trim)),
+            Write::Floors(rose) => {
+                for trim in rose {
+                    self.raise(trim);
+                }
+            }
             Write::Delete(topic, rose) => {
                 self.keyed.retain(|(t, _), _| t != topic);
                 self.snapshots.remove(topic);
-                rose.iter().for_each(|trim| self.raise(trim));
+                if let Some(trim) = rose {
+                    self.raise(trim);
+                }
             }
             Write::Close(topic, last) => {
                 self.closed.entry(topic.clone()).or_insert(*last);
@@ -158,6 +164,7 @@ fn matches(filter: &Filter, event: &Event) -> bool {
 
 /// The disk, and what the process knows beside it.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is something else that ails a disk")]
 struct Disk {
     /// What readers find.
     now: State,
@@ -539,7 +546,9 @@ impl Store for ModelStore {
                 }
                 Some(topic) => floors.would_raise(topic, trim.upto),
             };
-            would.iter().for_each(|trim| floors.raise(trim));
+            if let Some(trim) = &would {
+                floors.raise(trim);
+            }
             rose.extend(would);
         }
         disk.writable()?;

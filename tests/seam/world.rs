@@ -122,6 +122,7 @@ pub enum Step {
 
 /// How a client subscribes.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is another way to be")]
 pub struct Spec {
     pub filter: Arc<Filter>,
     pub form: Form,
@@ -333,6 +334,8 @@ impl World {
         for (at, client) in self.clients.iter().enumerate() {
             match &client.stage {
                 Stage::Gone => {}
+                // Else it would come and be refused for ever, where every order is tried.
+                Stage::Out if self.is_unreadable && !self.setting.fine_reads => {}
                 Stage::Asking(_, asking) if !asking.goes_on() => {}
                 Stage::Live(live) => match &live.state {
                     State::Waiting => {}
@@ -386,7 +389,7 @@ impl World {
             }
             Step::Fetch(at) => self.fetch(at),
             Step::Read(at) => self.read(at)?,
-            Step::Gather(at) => self.gather(at)?,
+            Step::Gather(at) => self.gather(at),
             Step::Leave(at) => {
                 self.clients[at].spec.leaves -= 1;
                 self.leave(at);

@@ -567,10 +567,10 @@ mod power_cuts {
                 pair.dir = crash_copy(pair.dir.path());
                 if let Some(wal) = newest_wal(pair.dir.path()) {
                     let same = wal.file_name().map(ToOwned::to_owned) == unsynced.synced.0;
-                    let safe = if same { unsynced.synced.1 } else { 0 };
+                    let durable = if same { unsynced.synced.1 } else { 0 };
                     let file = std::fs::File::options().write(true).open(wal).unwrap();
                     let len = file.metadata().unwrap().len();
-                    file.set_len(safe + (len - safe) * u64::from(*part) / 255).unwrap();
+                    file.set_len(durable + (len - durable) * u64::from(*part) / 255).unwrap();
                 }
                 pair.rocks = RocksStore::open(options(&pair.dir)).unwrap();
                 let left = read(&pair.rocks, &Filter::all(), 0, pair.rocks.tail());

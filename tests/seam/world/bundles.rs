@@ -9,7 +9,7 @@ use tidelog::subscription::bundle::{Bundle, Heard, Turn, Wanted};
 use tidelog::subscription::shared::{Asker, Done};
 use tidelog::subscription::{Came, ReadingError};
 
-use super::{Judged, World};
+use super::World;
 
 #[derive(Debug, Default)]
 struct Answer {
@@ -28,6 +28,10 @@ impl Slot {
 
     pub fn take(&self) -> Option<Done> {
         self.0.lock().done.take()
+    }
+
+    pub fn put(&self, done: Done) {
+        self.0.lock().done = Some(done);
     }
 
     pub fn asker(&self) -> Box<dyn Asker> {
@@ -139,22 +143,22 @@ impl World {
         Ok(None)
     }
 
-    pub(super) fn gather(&mut self, at: usize) -> Judged {
+    pub(super) fn gather(&mut self, at: usize) {
         let gathering = &mut self.gatherings[at];
         let Some(trims) = gathering.trims else {
             gathering.trims = Some(self.hub.lock().trims());
-            return Ok(());
+            return;
         };
         let Some((heard, done)) = gathering.gathered.take() else {
             gathering.gathered = Some(self.bundles.gather(&*self.store, &gathering.wanted, trims));
-            return Ok(());
+            return;
         };
         let id = done.as_ref().ok().and_then(|bundle| bundle.at).unwrap_or(0);
         let connection = gathering.connection;
         if !self.hub.lock().has_reached(id, || connection) {
             gathering.awaits = true;
             gathering.gathered = Some((heard, done));
-            return Ok(());
+            return;
         }
         let waiting = std::mem::take(&mut gathering.waiting);
         let what = if done.is_ok() { "bundles gathered" } else { "reads failed" };
@@ -163,6 +167,5 @@ impl World {
             Some(next) => (gathering.waiting, gathering.trims) = (next, None),
             None => drop(self.gatherings.remove(at)),
         }
-        Ok(())
     }
 }

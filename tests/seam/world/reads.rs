@@ -34,8 +34,10 @@ impl World {
             while !self.fetching.is_empty() {
                 self.fetch(0);
             }
-            if let Some(done) = slot.take() {
-                return done.map(State::WasRead).map_err(|e| e.to_string());
+            match slot.take() {
+                Some(Ok(came)) => return Ok(State::WasRead(came)),
+                Some(failed) => slot.put(failed),
+                None => {}
             }
         }
         Ok(State::Fetched(slot))
