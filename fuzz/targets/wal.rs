@@ -221,7 +221,7 @@ fn flipped(log: &Log, source: &mut Source<'_>) {
         let sequence = log.next_sequence(log.batches.len()).expect("there is a batch");
         let end = log.files.len() - 1;
         log.files[end].truncate(log.batches.last().filter(|b| b.file == end).map_or(0, |b| b.bytes.end));
-        log.write(sequence, 1, &[5; BLOCK]);
+        log.write(sequence, 1, &vec![5; BLOCK]);
     }
     let at = source.below(log.files.len());
     if log.files[at].is_empty() {

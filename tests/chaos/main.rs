@@ -12,7 +12,9 @@
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::format_collect,
+    clippy::similar_names,
     clippy::single_match_else,
+    clippy::struct_field_names,
     clippy::too_many_lines
 )]
 

@@ -245,7 +245,7 @@ fn fail_fsyncs(dropped: bool) {
             }
             let follower = scope.spawn(|| follow(&server, after));
             let acks = || acked.lock().unwrap().len();
-            let more = |most: usize| until("publishes are acked", || (acks() > most).then(|| thread::yield_now()));
+            let more = |most: usize| until("publishes are acked", || (acks() > most).then(thread::yield_now));
             more(acks() + 30);
             let struck = disk.struck();
             // The last round's third failure is one while the log is opened again.

@@ -41,6 +41,7 @@ fn writer() -> (Requests, JoinHandle<()>, Arc<ModelStore>, Refusal) {
     let parts = Parts {
         store: store.clone(),
         hub: Arc::new(Mutex::new(Hub::new(hub::Options::default(), 0))),
+        wake: hub::wake::all,
         durability: Durability::Interval,
         dedupe_window: 0,
         dedupe_keys_max: 0,
