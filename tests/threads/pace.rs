@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use self::pace::{Paced, Streams};
 use crate::sync::clock::{self, Instant, sleep};
-use crate::world::{any, go};
+use crate::world::any;
 
 #[path = "../../src/server/pace.rs"]
 mod pace;
@@ -66,8 +66,6 @@ impl Drop for Mortal {
 
 pub fn a_stalled_stream_is_cut_and_a_moving_one_never() {
     clock::begin(0);
-    // What chances there are lies in the numbers; but shuttle wants two threads to choose from.
-    let other = go(shuttle::thread::yield_now);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let fate = Arc::new(Mutex::new(Fate::default()));
     // Half of them stay below the timeout in all they do.
@@ -112,7 +110,6 @@ pub fn a_stalled_stream_is_cut_and_a_moving_one_never() {
         }
         _ => panic!("a stream was cut while nothing was to be handed on"),
     }
-    other.join().unwrap();
 }
 
 /// Has itself polled again and again, since time wakes nobody here.
