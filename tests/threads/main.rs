@@ -11,8 +11,15 @@
 //! under, `SEED` where chance begins: the same seed gives the same schedules. A failure prints its seed and its schedule;
 //! `SCHEDULE=… cargo test --test threads NAME` runs that one alone.
 
-// The rooms' own tests are compiled, since this is a test, and do not run here.
-#![allow(dead_code, unused_imports)]
+// The rooms' own tests are compiled, since this is a test, and do not run here. What is left are manners of short scenarios.
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::module_inception,
+    clippy::needless_pass_by_value,
+    clippy::single_match_else,
+    clippy::unchecked_time_subtraction
+)]
 
 #[path = "../../src"]
 mod house {

@@ -101,7 +101,7 @@ pub fn a_stalled_stream_is_cut_and_a_moving_one_never() {
     let fate = fate.lock().unwrap();
     match (fate.finished, fate.taken, fate.dropped) {
         (true, None, Some(_)) => {
-            assert!(longest < TIMEOUT * 3 / 2 + TICK * 2, "a stall of {longest:?} was not noticed")
+            assert!(longest < TIMEOUT * 3 / 2 + TICK * 2, "a stall of {longest:?} was not noticed");
         }
         (false, Some(taken), Some(dropped)) => {
             let stalled = dropped - taken;

@@ -32,7 +32,7 @@ pub fn event(data: impl ToString) -> NewEvent {
 
 /// One under its key: one of two.
 pub fn keyed(data: u64) -> NewEvent {
-    NewEvent { key: Some(Key::parse(if data % 2 == 0 { "even" } else { "odd" }).unwrap()), ..event(data) }
+    NewEvent { key: Some(Key::parse(if data.is_multiple_of(2) { "even" } else { "odd" }).unwrap()), ..event(data) }
 }
 
 pub fn topic() -> Topic {
