@@ -16,17 +16,21 @@ use crate::support::{ANY_PORT, Conn};
 
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(300);
 const HANGS: Duration = Duration::from_secs(2);
+/// Set where the faults are loaded.
+const WITHIN: &str = "FAULTS_WITHIN";
 
 #[test]
 fn a_disk_that_hangs_leaves_an_outcome_that_is_not_known_and_can_be_found_out() {
+    if std::env::var(WITHIN).is_ok() {
+        return within_a_process_whose_disk_hangs();
+    }
     let disk = FaultyDisk::new();
     let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", "faults::hang::within_a_process_whose_disk_hangs", "--ignored", "--nocapture"]);
+    let this = "faults::hang::a_disk_that_hangs_leaves_an_outcome_that_is_not_known_and_can_be_found_out";
+    again.args(["--exact", this, "--nocapture"]).env(WITHIN, "1");
     assert!(disk.under(&mut again).status().unwrap().success(), "see above");
 }
 
-#[test]
-#[ignore = "needs faults.c loaded: the test above runs it so"]
 fn within_a_process_whose_disk_hangs() {
     let disk = FaultyDisk::of_environment();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
