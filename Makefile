@@ -6,7 +6,7 @@ PARTS := append replay seek frames fanout
 BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs board.mjs tokens.mjs
 PYTHON := $(or $(PYTHON_BIN),python3)
 
-.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers soak deps deps-test
+.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers soak sim threads crash power flips chaos fuzz deps deps-test
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,27 @@ test: deps-test ## every test, those in a real browser too
 	cargo test --release --locked
 	cd tests/browser && npm ci --no-audit --no-fund
 	cd tests/browser && TIDELOG_BIN=$(BIN) QUAKES_BIN=$(FEEDER) node --test --test-concurrency=1 $(BROWSER_TESTS)
+
+sim: deps ## simulate crashes and failing disks by seeds (SEEDS=n FIRST=n STEPS=n, or SEED=n to replay one)
+	SEEDS="$(SEEDS)" SEED="$(SEED)" FIRST="$(FIRST)" STEPS="$(STEPS)" cargo test --release --locked --test seam simulation::simulation -- --nocapture
+
+threads: deps ## what threads share, under schedules of its choosing (SCHEDULES=n SEED=n)
+	cargo test --release --locked --test threads
+
+crash: deps-test ## kill the server again and again on one directory (KILLS=300)
+	KILLS=$(or $(KILLS),300) cargo test --release --locked --test it crash:: -- --nocapture --test-threads=1
+
+power: deps-test ## cut the power at recorded moments (CUTS=1000)
+	CUTS=$(or $(CUTS),1000) cargo test --release --locked --test power -- --nocapture --test-threads=1
+
+flips: deps ## flip every bit of every file of a small log, and look for it
+	FLIPS=all cargo test --release --locked --test store every_flipped_bit -- --nocapture
+
+chaos: deps-test ## a bad network for so long (CHAOS_SECONDS=600 SEED=n)
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),600) cargo test --release --locked --test chaos each_subscriber -- --nocapture
+
+fuzz: deps ## fuzz by coverage, with a nightly toolchain (SECONDS=60, one of them: FUZZ=name)
+	@fuzz/fuzz.sh "$(or $(SECONDS),60)" "$(FUZZ)"
 
 check: deps ## formatting, lints, licences, documentation
 	cargo fmt --check

@@ -46,7 +46,10 @@ missing() {
         has npm || echo "npm npm, for the browser tests"
         has_chromium || echo "chromium a Chromium, for the browser tests (or name one in CHROMIUM_BIN)"
         has_python || echo "python3 Python $python_wanted or later, for the tests of the examples (or name one in PYTHON_BIN)"
-        has strace || echo "strace strace, for the crash tests"
+        has strace || echo "strace strace, for the tests that look at system calls"
+        has cc || echo "gcc a C compiler, for what stands between the server and its disk in tests"
+        has ip || echo "iproute2 ip, for the tests that take the network away"
+        has unshare && has setpriv || echo "util-linux unshare and setpriv, for the tests with disks and networks of their own"
     fi
 }
 

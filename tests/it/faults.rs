@@ -427,14 +427,16 @@ fn a_table_that_cannot_be_read_is_said_to_who_reads_it_and_to_nobody_else() {
 
 #[test]
 fn heartbeats_come_in_time_while_the_disk_is_slow() {
+    // Between them lies what a busy machine may take.
     const HEARTBEAT: Duration = Duration::from_millis(100);
+    const SYNC: Duration = Duration::from_secs(2);
     for sets in [&["heartbeat=100ms"][..], &["heartbeat=100ms", "stream_threads=0", "publish_threads=0"]] {
         let disk = FaultyDisk::new();
         let server = disk.serve(sets);
         server.publish("a", "first");
         let mut idle: Vec<_> = (0..2).map(|_| server.stream("/topics/idle", &[])).collect();
         let mut follower = server.stream("/topics/a", &[]);
-        disk.sync_takes(Duration::from_millis(700));
+        disk.sync_takes(SYNC);
         disk.read_takes(Duration::from_millis(50));
         let begun = Instant::now();
         let (acks, longest) = thread::scope(|scope| {
@@ -442,7 +444,7 @@ fn heartbeats_come_in_time_while_the_disk_is_slow() {
                 .map(|_| {
                     scope.spawn(|| {
                         let (mut conn, mut acks) = (server.connect(), 0);
-                        while begun.elapsed() < Duration::from_secs(3) {
+                        while begun.elapsed() < 2 * SYNC {
                             assert_eq!(conn.ask("POST", "/topics/a", &[], b"x").unwrap().status, 201);
                             acks += 1;
                         }
@@ -455,7 +457,7 @@ fn heartbeats_come_in_time_while_the_disk_is_slow() {
                 .map(|stream| {
                     scope.spawn(move || {
                         let mut longest = Duration::ZERO;
-                        while begun.elapsed() < Duration::from_secs(3) {
+                        while begun.elapsed() < 2 * SYNC {
                             let since = Instant::now();
                             stream.bytes().expect("it goes on");
                             longest = longest.max(since.elapsed());
@@ -468,8 +470,11 @@ fn heartbeats_come_in_time_while_the_disk_is_slow() {
             (acks, waits.into_iter().map(|wait| wait.join().unwrap()).max().unwrap())
         });
         println!("{sets:?}: {acks} acks; no heartbeat came later than {longest:?} after the one before");
-        assert!((4..=28).contains(&acks), "{acks} acks in three seconds, four at a time, each 0.7 s");
-        assert!(longest < 6 * HEARTBEAT, "{longest:?}");
+        assert!(
+            (4..=12).contains(&acks),
+            "{acks} acks, four at a time, while two fsyncs or three begun before the end took {SYNC:?} each"
+        );
+        assert!(longest < SYNC - 5 * HEARTBEAT, "{longest:?}");
         for id in 2..=u64::from(acks) + 1 {
             assert_eq!(follower.event().id, id);
         }
