@@ -169,8 +169,9 @@ pub fn close(log: &Log) {
     block_on(log.close());
 }
 
-/// What the store holds, as ids and data.
+/// What the store holds, as ids and data; it may have been closed with its log.
 pub fn stored(store: &ModelStore) -> Vec<(EventId, String)> {
+    store.reopen().unwrap();
     let mut found = Vec::new();
     let upto = store.tail();
     let mut after = 0;
