@@ -6,7 +6,7 @@ PARTS := append replay seek frames fanout
 BROWSER_TESTS := framing.mjs resume.mjs page.mjs demo.mjs board.mjs tokens.mjs
 PYTHON := $(or $(PYTHON_BIN),python3)
 
-.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers soak sim threads crash power flips chaos fuzz deps deps-test
+.PHONY: help run demo board tokens test check audit bench bench-parts bench-peers soak sim threads crash power flips chaos fuzz miri sanitize deps deps-test
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ bench: deps ## the table of docs/performance.md, most of an hour (a part: ROWS=f
 
 soak: deps ## a long run with clients that come and go, then an overload; writes docs/soak.md (MINUTES=30)
 	cargo bench --profile release --locked --bench soak -- --minutes "$(or $(MINUTES),10)" --dry "$(DRY)"
+
+miri: deps ## tests of src/ in an interpreter that notices undefined behaviour (needs a nightly toolchain)
+	packaging/miri.sh
+
+sanitize: deps-test ## tests over sockets under the address sanitizer, with leaks (needs a nightly toolchain)
+	packaging/sanitize.sh
 
 bench-parts: deps ## parts of the program in process, beside their limits
 	cargo bench --profile release --locked $(PARTS:%=--bench %)
