@@ -9,8 +9,10 @@
 //! - Anything else may be there or not: each page of 4 KiB, or each sector of 512 bytes, in any of the versions that it had since it was
 //!   last synced; the size as it was after any of these writes, with zeros where the size came and the data did not.
 //! - A sector is written whole or not at all.
-//! - Names are taken away in the order in which that was asked for (so do ext4, XFS and btrfs, whose journals are in order). The
-//!   write-ahead log's check relies on it: of its old files the oldest goes first. Names that are made or moved may come in any order.
+//! - Names are taken away and moved in the order in which that was asked for, and one that was moved does not come before one that had
+//!   been made (so do ext4, XFS and btrfs, whose journals are in order). The write-ahead log's check relies on it: of its old files
+//!   the oldest goes first. So does RocksDB, which makes a MANIFEST, moves CURRENT into place and syncs the directory then. Names that
+//!   are made may come in any order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -118,8 +120,12 @@ impl Naming {
         parent(path)
     }
 
-    fn is_taking(&self) -> bool {
-        matches!(self, Self::Take { .. })
+    fn is_making(&self) -> bool {
+        matches!(self, Self::Make { .. })
+    }
+
+    fn is_moving(&self) -> bool {
+        matches!(self, Self::Move { .. })
     }
 
     /// Does it, where what it needs is there.
@@ -320,13 +326,14 @@ impl<'j> Disk<'j> {
     fn names_left(&self, rng: &mut Rng, how: Names) -> BTreeMap<String, Node> {
         let mut left = self.synced.clone();
         let first = rng.usize(..=self.pending.len());
+        let last_move = self.pending[..first].iter().rposition(|(_, naming)| naming.is_moving()).unwrap_or(0);
         for (n, (_, naming)) in self.pending.iter().enumerate() {
             let happens = match how {
                 Names::Nothing => false,
                 Names::Everything => true,
                 Names::InOrder => n < first,
-                Names::Any if naming.is_taking() => n < first,
-                Names::Any => rng.bool(),
+                Names::Any if naming.is_making() => n < last_move || rng.bool(),
+                Names::Any => n < first,
             };
             if happens {
                 naming.apply(&mut left);
