@@ -61,7 +61,7 @@ fn sections(out: &mut String, verdict: &Verdict) -> std::fmt::Result {
         out,
         "# Soak\n\n`make soak MINUTES={minutes}` wrote this. {} publishers with a topic each send events of 256 B by the clock, durability `sync`; \
          {} readers follow: of all topics, of one, some that come and go every few seconds and resume by their last id, some that pause until the log has to \
-         serve them. The log keeps 45 s, so trimming never rests. Load and server share {} cores: what they can do together is the capacity.\n",
+         serve them. Each publish has an idempotency key. The log keeps 45 s and keys for 30 s, so trimming and forgetting never rest. Load and server share {} cores: what they can do together is the capacity.\n",
         publishers::STEADY,
         everyone.readers,
         std::thread::available_parallelism().map_or(0, usize::from),

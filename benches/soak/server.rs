@@ -14,6 +14,8 @@ const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 /// Longer than any reader is away, and short enough that trimming begins at once.
 const MAX_AGE: &str = "retention.max_age=45s";
+/// Keys that are remembered take memory for as long as that; it is to be full, and not to grow any more, when the first window begins.
+const DEDUPE_WINDOW: &str = "dedupe_window=30s";
 
 pub struct Server {
     child: Child,
@@ -37,7 +39,9 @@ impl Server {
             fs::create_dir_all(scratch).and_then(|()| tempfile::tempdir_in(scratch)).map_err(|e| e.to_string())?;
         let log = fs::File::create(dir.path().join("stderr")).map_err(|e| e.to_string())?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--set", MAX_AGE, "--data"]).arg(dir.path().join("data"));
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--set", MAX_AGE, "--set", DEDUPE_WINDOW, "--data"])
+            .arg(dir.path().join("data"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().map_err(|e| format!("starting the server: {e}"))?;
         let stdout = child.stdout.take().ok_or("the server has no stdout")?;
