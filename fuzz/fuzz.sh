@@ -2,7 +2,7 @@
 # The fuzzers, guided by coverage: fuzz/fuzz.sh [SECONDS [TARGET]]. Each target runs for SECONDS (60), two at a time (JOBS).
 #
 # What it finds lies in fuzz/artifacts/TARGET: move it to fuzz/regressions/TARGET, where tests/fuzz.rs runs it from then on. New inputs
-# that reach more code go to fuzz/work/TARGET, which is not committed; `fuzz/fuzz.sh minimise` rewrites fuzz/corpus from both.
+# that reach more code go to fuzz/found/TARGET, which is not committed; `fuzz/fuzz.sh minimise` rewrites fuzz/corpus from both.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -25,11 +25,11 @@ export ROCKSDB_LIB_DIR ROCKSDB_STATIC=1
 # The same versions of everything as the product has.
 cp Cargo.lock fuzz/Cargo.lock
 
-work=$(mktemp -d)
+scratch=$(mktemp -d)
 running=
-trap 'for id in $running; do kill "$id" 2>/dev/null || true; done; rm -rf "$work"' EXIT
+trap 'for id in $running; do kill "$id" 2>/dev/null || true; done; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
-export TMPDIR="$work"
+export TMPDIR="$scratch"
 export CARGO_TARGET_DIR="${FUZZ_TARGET_DIR:-fuzz/target}"
 
 targets=${only:-$(cargo "+$toolchain" fuzz list)}
@@ -41,15 +41,15 @@ programs="$CARGO_TARGET_DIR/$triple/release"
 if [ "$seconds" = minimise ]; then
     most=${MOST:-14}
     for name in $targets; do
-        mkdir -p "$work/$name" "fuzz/work/$name" "fuzz/corpus/$name"
+        mkdir -p "$scratch/$name" "fuzz/found/$name" "fuzz/corpus/$name"
         # A small set that reaches what all of them reach; of that an even sample by size, so that the repository stays small. What was
         # written by hand, under a name that says what it is, stays.
-        "$programs/$name" -set_cover_merge=1 -max_len=4096 "$work/$name" "fuzz/corpus/$name" "fuzz/work/$name" >/dev/null 2>&1
-        found=$(ls "$work/$name" | wc -l)
+        "$programs/$name" -set_cover_merge=1 -max_len=4096 "$scratch/$name" "fuzz/corpus/$name" "fuzz/found/$name" >/dev/null 2>&1
+        found=$(ls "$scratch/$name" | wc -l)
         step=$(((found + most - 1) / most))
         ls fuzz/corpus/"$name" | grep -E '^[0-9a-f]{40}$' | while read -r file; do rm "fuzz/corpus/$name/$file"; done
-        ls -S "$work/$name" | awk -v step="$step" 'step < 2 || NR % step == 1' | while read -r file; do
-            mv "$work/$name/$file" "fuzz/corpus/$name/$file"
+        ls -S "$scratch/$name" | awk -v step="$step" 'step < 2 || NR % step == 1' | while read -r file; do
+            mv "$scratch/$name/$file" "fuzz/corpus/$name/$file"
         done
         echo "$name: $(ls "fuzz/corpus/$name" | wc -l) inputs"
     done
@@ -58,21 +58,21 @@ fi
 
 # The bound on one allocation is what "bounded memory" means for bytes of a few kilobytes.
 one() {
-    mkdir -p "fuzz/work/$1" "fuzz/artifacts/$1"
+    mkdir -p "fuzz/found/$1" "fuzz/artifacts/$1"
     "$programs/$1" -max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -print_final_stats=1 \
-        -artifact_prefix="fuzz/artifacts/$1/" "fuzz/work/$1" "fuzz/corpus/$1" "fuzz/regressions/$1" >"$work/$1.log" 2>&1
+        -artifact_prefix="fuzz/artifacts/$1/" "fuzz/found/$1" "fuzz/corpus/$1" "fuzz/regressions/$1" >"$scratch/$1.log" 2>&1
 }
 
 tell() {
     if [ "$2" = 0 ]; then
-        last=$(grep -a 'cov:' "$work/$1.log" | tail -n 1 | sed 's/.*cov: \([0-9]*\) ft: \([0-9]*\).*/\1 edges, \2 features/')
-        runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$work/$1.log")
+        last=$(grep -a 'cov:' "$scratch/$1.log" | tail -n 1 | sed 's/.*cov: \([0-9]*\) ft: \([0-9]*\).*/\1 edges, \2 features/')
+        runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$scratch/$1.log")
         echo "$1: $runs runs, $last, no fault"
     else
         failed=1
         echo "$1: A FAULT" >&2
-        grep -a -A 6 -e 'panicked at' -e 'ERROR:' "$work/$1.log" | head -n 30 >&2
-        grep -a 'Test unit written' "$work/$1.log" >&2
+        grep -a -A 6 -e 'panicked at' -e 'ERROR:' "$scratch/$1.log" | head -n 30 >&2
+        grep -a 'Test unit written' "$scratch/$1.log" >&2
     fi
 }
 
