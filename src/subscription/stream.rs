@@ -128,14 +128,7 @@ impl Source {
         &self,
         work: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let store = self.store.clone();
-        let work = task::spawn_blocking(move || {
-            let done = work(&*store);
-            drop(permit);
-            done
-        });
-        work.await.unwrap_or(Err(StoreError::Closed))
+        self.permitted(work).await?.0
     }
 
     /// The same for `work` that gives the tail at which it is true; comes back when readers know of that.
@@ -146,14 +139,21 @@ impl Source {
         &self,
         work: impl FnOnce(&dyn Store) -> Result<(EventId, T), StoreError> + Send + 'static,
     ) -> Result<(EventId, T), StoreError> {
-        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let store = self.store.clone();
-        let work = task::spawn_blocking(move || (work(&*store), permit));
-        let (done, permit) = work.await.map_err(|_| StoreError::Closed)?;
+        let (done, permit) = self.permitted(work).await?;
         let (at, done) = done?;
         self.reached(at).await;
         drop(permit);
         Ok((at, done))
+    }
+
+    /// Does `work` where it may block, under a read permit, which is kept for as long as it takes, whoever still waits for it.
+    async fn permitted<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> T + Send + 'static,
+    ) -> Result<(T, OwnedSemaphorePermit), StoreError> {
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let store = self.store.clone();
+        task::spawn_blocking(move || (work(&*store), permit)).await.map_err(|_| StoreError::Closed)
     }
 
     /// Waits for readers to know of a tail that the store has.

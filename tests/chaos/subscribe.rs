@@ -19,7 +19,8 @@ use tokio_stream::StreamExt as _;
 use super::World;
 use super::history::{Began, Frames, Life, Wish, hash_object, hash_plain};
 use super::publish::TOPICS;
-use super::wire::{Head, SILENCE, Stream, Wire, get_http2};
+use super::wire::{SILENCE, Stream, Wire, get_http2};
+use crate::support::Head;
 
 /// The server's `retry`, around which each stream is told its own.
 pub const RETRY: Duration = Duration::from_millis(20);

@@ -10,10 +10,11 @@ use std::sync::OnceLock;
 use std::thread;
 
 use fastrand::Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::disk::{self, Disk, Image, image_of, records};
+use crate::model::json_lines;
 use crate::support::{BIN, Conn, Stream, TestServer};
 use crate::worker::{Acks, Fact, Worker};
 
@@ -284,15 +285,7 @@ impl Bulk {
 
 /// Publishes one batch, and gives what is known when it is acked.
 fn send(conn: &mut Conn, batch: &[Told], journal: &Path) -> io::Result<Vec<Knew>> {
-    let mut body = String::new();
-    for (topic, key, data) in batch {
-        let mut line = json!({"topic": topic, "data": data});
-        if !key.is_empty() {
-            line["key"] = json!(key);
-        }
-        body.push_str(&line.to_string());
-        body.push('\n');
-    }
+    let body = json_lines(batch.iter().map(|(topic, key, data)| (Some(topic.as_str()), key.as_str(), data.as_str())));
     let answer = conn.ask("POST", "/topics", &[("Content-Type", "application/x-ndjson")], body.as_bytes())?;
     let known = length(journal);
     assert_eq!(answer.status, 201, "{answer:?}");

@@ -347,6 +347,15 @@ impl Pair {
         self.settle();
     }
 
+    /// Compares what some of `all` give, from and up to these places.
+    fn compare<const N: usize>(&mut self, all: &[Filter], places: &[Index; 3], chosen: &[Index; N]) {
+        let mut at = places.map(|p| p.index(usize::try_from(self.model.tail() + 1).unwrap()) as EventId);
+        at.sort_unstable();
+        let chosen = chosen.map(|c| all[c.index(all.len())].clone());
+        self.compare_reads(&chosen, at);
+        self.compare_kept(&chosen);
+    }
+
     /// Compares what holds at any time.
     fn compare_reads(&self, filters: &[Filter], at: [EventId; 3]) {
         let (rocks, model): (&dyn Store, &dyn Store) = (&self.rocks, &self.model);
@@ -466,11 +475,7 @@ proptest! {
         let mut pair = Pair::new();
         for (op, places) in &ops {
             pair.run(op);
-            let mut at = places.map(|p| p.index(usize::try_from(pair.model.tail() + 1).unwrap()) as EventId);
-            at.sort_unstable();
-            let chosen = chosen.map(|c| all[c.index(all.len())].clone());
-            pair.compare_reads(&chosen, at);
-            pair.compare_kept(&chosen);
+            pair.compare(&all, places, &chosen);
         }
         pair.settle();
         pair.rocks.tidy().unwrap();
@@ -640,11 +645,7 @@ mod power_cuts {
                     continue;
                 }
                 step(&mut pair, durability, &mut unsynced, op);
-                let mut at = places.map(|p| p.index(usize::try_from(pair.model.tail() + 1).unwrap()) as EventId);
-                at.sort_unstable();
-                let chosen = chosen.map(|c| all[c.index(all.len())].clone());
-                pair.compare_reads(&chosen, at);
-                pair.compare_kept(&chosen);
+                pair.compare(&all, places, &chosen);
             }
             pair.settle();
             pair.rocks.tidy().unwrap();

@@ -3,8 +3,8 @@
 //! First the files, each by itself and against what the others say of it (`files`, `table`); then what they hold, each row against
 //! the log (`contents`). What holds: no byte of the directory is changed; nothing that is found ends the search, but for what cannot
 //! be read at all; every bit of every file is covered by a checksum or compared with what it must be, but for RocksDB's own text
-//! logs (`LOG`), which are no data. Memory: the topics as a server has them, the index of one segment, the write-ahead log (which
-//! RocksDB puts in order in memory), one block.
+//! logs (`LOG`), which are no data. Memory: the topics as a server has them, the index of one segment, 256 tables' indexes, the
+//! write-ahead log (which RocksDB puts in order in memory), one block, and some 100 MB at most for keys that are taken away later.
 //!
 //! While it reads it holds the directory's lock, so no server starts meanwhile.
 

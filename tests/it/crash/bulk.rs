@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fastrand::Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::model::json_lines;
 use super::worker::Acks;
 use crate::support::{Conn, TestServer};
 
@@ -173,14 +174,5 @@ pub fn publish(server: &TestServer, publisher: u64, number: &AtomicU64, seed: u6
 }
 
 fn lines(batch: &[Told]) -> String {
-    let mut body = String::new();
-    for (topic, key, data) in batch {
-        let mut line = json!({"topic": topic, "data": data});
-        if !key.is_empty() {
-            line["key"] = json!(key);
-        }
-        body.push_str(&line.to_string());
-        body.push('\n');
-    }
-    body
+    json_lines(batch.iter().map(|(topic, key, data)| (Some(topic.as_str()), key.as_str(), data.as_str())))
 }

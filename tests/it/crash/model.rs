@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::TestServer;
 
@@ -12,6 +12,23 @@ pub struct Line {
     pub topic: String,
     pub key: String,
     pub data: String,
+}
+
+/// JSON lines, each with its topic where there is one; keys that are empty are none.
+pub fn json_lines<'a>(lines: impl IntoIterator<Item = (Option<&'a str>, &'a str, &'a str)>) -> String {
+    let mut body = String::new();
+    for (topic, key, data) in lines {
+        let mut line = json!({"data": data});
+        if !key.is_empty() {
+            line["key"] = json!(key);
+        }
+        if let Some(topic) = topic {
+            line["topic"] = json!(topic);
+        }
+        body.push_str(&line.to_string());
+        body.push('\n');
+    }
+    body
 }
 
 /// Something that changes what topics hold.

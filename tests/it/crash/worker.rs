@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
 use parking_lot::{Condvar, Mutex};
-use serde_json::json;
 
-use super::model::{Change, Line, Model};
+use super::model::{Change, Line, Model, json_lines};
 use crate::support::{Answer, Conn, TOO_LONG, TestServer};
 
 /// Most topics of a worker that are closed.
@@ -311,18 +310,11 @@ impl Worker {
     }
 
     fn batch(target: String, lines: &[Line], across: bool) -> Request {
-        let mut body = String::new();
-        for Line { topic, key, data } in lines {
-            let mut line = json!({"data": data});
-            if !key.is_empty() {
-                line["key"] = json!(key);
-            }
-            if across {
-                line["topic"] = json!(topic);
-            }
-            body.push_str(&line.to_string());
-            body.push('\n');
-        }
+        let body = json_lines(
+            lines
+                .iter()
+                .map(|Line { topic, key, data }| (across.then_some(topic.as_str()), key.as_str(), data.as_str())),
+        );
         let headers = vec![("Content-Type", "application/x-ndjson".to_owned())];
         Request { headers, body, ..request("POST", target) }
     }

@@ -105,11 +105,9 @@ impl Table {
             let Some(block) = handle_of(handle) else {
                 return stop(metaindex.offset, "the list of its other blocks cannot be read");
             };
-            match name.as_slice() {
-                b"rocksdb.index" => index = Some(block),
-                b"rocksdb.properties" | b"rocksdb.range_del" => {}
-                // Another version, or other settings, may have written it: its checksum is looked at all the same.
-                _ => {}
+            // Of the others, whatever they are, only the checksums are looked at.
+            if name.as_slice() == b"rocksdb.index" {
+                index = Some(block);
             }
             blocks.push(block);
         }
@@ -300,44 +298,8 @@ fn entries(block: &[u8], is_index: bool) -> Option<Entries> {
     Some(rows)
 }
 
-/// What LZ4 has packed: the size as varint, then sequences of literals and of matches further back.
+/// What LZ4 has packed: the size as varint, then a block of LZ4's.
 fn unpack(mut bytes: &[u8]) -> Option<Vec<u8>> {
     let size = usize::try_from(read_varint(&mut bytes)?.min(BLOCK_BYTES_MAX)).ok()?;
-    let mut out: Vec<u8> = Vec::with_capacity(size.min(bytes.len().saturating_mul(256)));
-    loop {
-        let (&token, rest) = bytes.split_first()?;
-        bytes = rest;
-        let literals = length(&mut bytes, token >> 4)?;
-        let (plain, rest) = bytes.split_at_checked(literals)?;
-        out.extend_from_slice(plain);
-        bytes = rest;
-        if bytes.is_empty() {
-            return (out.len() == size).then_some(out);
-        }
-        let (&back, rest) = bytes.split_first_chunk::<2>()?;
-        bytes = rest;
-        let length = length(&mut bytes, token & 15)? + 4;
-        let from = out.len().checked_sub(usize::from(u16::from_le_bytes(back)))?;
-        if from == out.len() || out.len() + length > size {
-            return None;
-        }
-        for at in from..from + length {
-            out.push(out[at]);
-        }
-    }
-}
-
-fn length(bytes: &mut &[u8], nibble: u8) -> Option<usize> {
-    let mut length = usize::from(nibble);
-    if nibble == 15 {
-        loop {
-            let (&more, rest) = bytes.split_first()?;
-            *bytes = rest;
-            length = length.checked_add(usize::from(more))?;
-            if more != 255 {
-                break;
-            }
-        }
-    }
-    Some(length)
+    lz4_flex::block::decompress(bytes, size).ok().filter(|plain| plain.len() == size)
 }

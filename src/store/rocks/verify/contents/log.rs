@@ -165,7 +165,8 @@ impl Walk<'_> {
         if self.log.sealed.contains_key(&here) {
             self.compare(here, &records, to);
         }
-        let between: Vec<SegmentNumber> = self.log.sealed.keys().copied().filter(|&s| here < s && s < next).collect();
+        let later = self.log.sealed.range(here..).map(|(&segment, _)| segment).filter(|&segment| segment > here);
+        let between: Vec<SegmentNumber> = later.take_while(|&segment| segment < next).collect();
         for segment in between {
             self.compare(segment, &Segment::default(), to);
         }
