@@ -78,7 +78,8 @@ struct Subscriber<W> {
 struct LiveFilter {
     filter: Arc<Filter>,
     subscribers: usize,
-    waiting: Vec<SubscriberKey>,
+    /// Places of subscribers: one that goes takes itself out of it.
+    waiting: Vec<u32>,
     /// Nothing after this id matches, in the ring or later.
     last_match: EventId,
     /// All its topics were closed; the newest of their events.
@@ -285,7 +286,7 @@ impl<W> Hub<W> {
         let waiting = &mut self.filters[filter].waiting;
         waiting.swap_remove(long(place));
         if let Some(&moved) = waiting.get(long(place))
-            && let Some(moved) = self.get_mut(moved)
+            && let Some(moved) = self.subscribers.get_mut(long(moved))
         {
             moved.waiting = place;
         }
@@ -378,7 +379,7 @@ impl<W> Hub<W> {
         if subscriber.waiting == NOWHERE {
             let filter = long(subscriber.filter);
             let place = short(self.filters[filter].waiting.len());
-            self.filters[filter].waiting.push(key);
+            self.filters[filter].waiting.push(key.at);
             if let Some(subscriber) = self.get_mut(key) {
                 subscriber.waiting = place;
             }
@@ -410,8 +411,8 @@ impl<W> Hub<W> {
                 }
                 live.found_for = serial;
                 live.last_match = batch.last();
-                for key in live.waiting.drain(..) {
-                    if let Some(subscriber) = subscribers.get_mut(long(key.at)) {
+                for at in live.waiting.drain(..) {
+                    if let Some(subscriber) = subscribers.get_mut(long(at)) {
                         subscriber.waiting = NOWHERE;
                         subscriber.jump = batch.after();
                         wakes.extend(subscriber.wake.take());
@@ -533,8 +534,8 @@ impl<W> Hub<W> {
             if live.closed.is_none() {
                 continue;
             }
-            for key in live.waiting.drain(..) {
-                if let Some(subscriber) = self.subscribers.get_mut(long(key.at)) {
+            for at in live.waiting.drain(..) {
+                if let Some(subscriber) = self.subscribers.get_mut(long(at)) {
                     subscriber.waiting = NOWHERE;
                     subscriber.jump = self.tail;
                     wakes.extend(subscriber.wake.take());

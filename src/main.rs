@@ -9,6 +9,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Server-Sent Events with a persistent log: publish over HTTP, follow with EventSource or curl, resume by
 /// Last-Event-ID with no gap and no duplicate.
 #[derive(Parser)]

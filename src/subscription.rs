@@ -231,6 +231,12 @@ impl Subscription {
         self.cursor
     }
 
+    /// How it is written.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
     /// Its place in the hub.
     #[must_use]
     pub fn key(&self) -> SubscriberKey {

@@ -154,7 +154,7 @@ impl Body {
         let begun = Arc::new(AtomicBool::new(false));
         let state = std::mem::replace(&mut stream.state, State::TakenOver(Arc::clone(&begun)));
         let State::Following(subscription) = state else { return None };
-        let farewell = Farewell::new(stream.form, stream.retry);
+        let farewell = Farewell::new(stream.retry);
         Some(TakenOver { subscription: *subscription, farewell, begun })
     }
 
@@ -208,21 +208,20 @@ pub struct TakenOver {
 #[derive(Debug, Clone, Copy)]
 pub struct Farewell {
     retry_ms: u32,
-    form: Form,
 }
 
 impl Farewell {
-    /// For streams in this form, whose clients are to wait for `retry`.
+    /// For streams whose clients are to wait for `retry`.
     #[must_use]
-    pub fn new(form: Form, retry: Duration) -> Self {
-        Self { retry_ms: u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), form }
+    pub fn new(retry: Duration) -> Self {
+        Self { retry_ms: u32::try_from(retry.as_millis()).unwrap_or(u32::MAX) }
     }
 
-    /// When to come back, and why it ended; after these bytes the stream breaks off without its proper end.
+    /// When to come back, and why it ended, in a stream of this form; after these bytes it breaks off without its proper end.
     #[must_use]
-    pub fn words(self, error: StreamError) -> Vec<u8> {
+    pub fn words(self, form: Form, error: StreamError) -> Vec<u8> {
         let retry = Duration::from_millis(self.retry_ms.into());
-        last_words(self.form, retry, Some(cursor_of(&error)), &error.into())
+        last_words(form, retry, Some(cursor_of(&error)), &error.into())
     }
 }
 

@@ -233,11 +233,12 @@ fn asks_to_close(headers: &HeaderMap) -> bool {
 async fn serve_http2<H: Handle>(socket: Socket, peer: Peer, handler: H, shared: &Shared) {
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = handler.clone();
-        async move {
+        // Boxed, as a stream's task lives for as long as its answer, which has no need of this room.
+        Box::pin(async move {
             let request = request.map(|body| RequestBody::coming(body, Arc::default()));
             let response: Response<_> = handler.handle(request, peer).await;
             Ok::<_, Infallible>(response.map(Paced::new))
-        }
+        })
     });
     let streams = Streams { tasks: shared.tasks.clone(), write_timeout: shared.options.write_timeout };
     let connection = http2::Builder::new(streams)

@@ -52,6 +52,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
+        // With the connection's own record of it, what an idle stream costs.
+        const { assert!(size_of::<F>() <= 1024, "a stream's task is to stay small: box what only its beginning needs") };
         let write_timeout = self.write_timeout;
         self.tasks.spawn(async move {
             let pace = Arc::new(Pace::default());

@@ -18,6 +18,7 @@ use crate::event::{EventId, Millis};
 use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
 use crate::metrics::Metrics;
+use crate::sse::Form;
 use crate::store::{Store, StoreError};
 use crate::sync::{Mutex, task};
 use crate::topic::Filter;
@@ -321,6 +322,12 @@ impl Following {
         self.machine.cursor()
     }
 
+    /// How it is written.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.machine.form()
+    }
+
     /// What is next; see [`Subscription::next`].
     pub fn next(&mut self, wake: impl FnOnce() -> Wake) -> Want {
         let Source { hub, log, clock, .. } = &*self.source;
@@ -433,7 +440,6 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::hub;
-    use crate::sse::Form;
     use crate::store::model::ModelStore;
     use crate::store::rocks::{self, RocksStore};
     use crate::store::{Durability, Trim};

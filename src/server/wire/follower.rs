@@ -124,7 +124,7 @@ impl Follower {
                 Want::End => return Then::End(End::Proper),
                 Want::Drained => {
                     let error = StreamError::Draining { cursor: self.following.cursor() };
-                    chunk.push(self.farewell.words(error).into());
+                    chunk.push(self.farewell.words(self.following.form(), error).into());
                     return Then::End(End::BrokenOff);
                 }
             }
@@ -151,7 +151,7 @@ impl Follower {
             }
             Err(source) => {
                 let error = StreamError::Reading { cursor: self.following.cursor(), source };
-                chunk.push(self.farewell.words(error).into());
+                chunk.push(self.farewell.words(self.following.form(), error).into());
                 Some(End::BrokenOff)
             }
         }
@@ -219,6 +219,6 @@ mod tests {
     /// With its place in the hub (64 bytes and two short entries) an idle subscriber is to stay well below 256 bytes.
     #[test]
     fn one_that_waits_is_small() {
-        assert!(size_of::<Option<Follower>>() <= 120, "{}", size_of::<Option<Follower>>());
+        assert!(size_of::<Option<Follower>>() <= 112, "{}", size_of::<Option<Follower>>());
     }
 }
