@@ -130,6 +130,19 @@ pub fn drop_caches(dir: &Path) -> Result<Option<&'static str>, String> {
     ))
 }
 
+/// Reads all that is in `dir`, so that the kernel has it in memory.
+pub fn read_through(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_through(&path)?;
+        } else {
+            std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
+}
+
 fn forget(dir: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{Came, READ_BYTES, ReadingError, Stretch, WasRead};
+use super::{Came, FIRST_READ_BYTES, READ_BYTES, ReadingError, Stretch, WasRead};
 use crate::event::EventId;
 use crate::sse::Form;
 use crate::store::StoreError;
@@ -31,12 +31,18 @@ const RUN_MAX: u32 = 16;
 /// When a block that was read ahead goes unread, as where many slow readers share the room, none is read ahead for so many reads.
 const PAUSE: u32 = 256;
 
+/// A reader's first block ends with the first match beyond so many ids: where matches are that rare each is sought, and a reader that
+/// comes back is to have its first event before others are looked for.
+const FIRST_IDS: u64 = 8 << 10;
+
 /// Where a block may end. A block is as long as it takes, but where it can, it ends at the first match from a multiple of a power of
 /// two on, the same for all that come by: so the next one begins at the same id for them all, wherever they began.
 #[derive(Debug)]
 pub struct Cut {
     after: EventId,
     bytes_max: usize,
+    /// Ends with the first match from this id on at the latest.
+    latest: EventId,
     /// Ends with the first match from this id on, once it is known.
     end: Option<EventId>,
 }
@@ -44,11 +50,15 @@ pub struct Cut {
 impl Cut {
     /// Of a block of at most about `bytes_max` that begins after `after`.
     pub fn new(after: EventId, bytes_max: usize) -> Self {
-        Self { after, bytes_max, end: None }
+        let ids_max = if bytes_max <= FIRST_READ_BYTES { FIRST_IDS } else { EventId::MAX };
+        Self { after, bytes_max, latest: after.saturating_add(ids_max), end: None }
     }
 
     /// Whether the block ends with the match `id`, which makes it `bytes` long.
     pub fn is_here(&mut self, id: EventId, bytes: usize) -> bool {
+        if id >= self.latest {
+            return true;
+        }
         if let Some(end) = self.end {
             return id >= end || bytes >= self.bytes_max;
         }
