@@ -75,8 +75,8 @@ soak: deps ## a long run with clients that come and go, then an overload; writes
 miri: deps ## tests of src/ in an interpreter that notices undefined behaviour (needs a nightly toolchain)
 	packaging/miri.sh
 
-sanitize: deps-test ## tests over sockets under the address sanitizer, with leaks (needs a nightly toolchain)
-	packaging/sanitize.sh
+sanitize: deps-test ## tests over sockets under a sanitizer (SANITIZER=address, with leaks, or thread; needs a nightly toolchain)
+	SANITIZER="$(or $(SANITIZER),address)" packaging/sanitize.sh
 
 bench-parts: deps ## parts of the program in process, beside their limits
 	cargo bench --profile release --locked $(PARTS:%=--bench %)

@@ -147,6 +147,7 @@ impl Places {
     /// Ready when nobody has one. Nobody may take one meanwhile.
     async fn all_left(&self) {
         let mut left = pin!(self.left.notified());
+        // Before it looks. It and who tells pass through the same lock (Notify's): either this is told, or it sees that the last one left.
         left.as_mut().enable();
         if self.taken.load(Ordering::Acquire) > 0 {
             left.await;
@@ -244,6 +245,7 @@ impl Server {
             shared.tasks.wait().await;
         };
         if tokio::time::timeout(drain_timeout, drained).await.is_err() {
+            // For the message alone, so relaxed.
             let left = places.taken.load(Ordering::Relaxed) + refusals.taken.load(Ordering::Relaxed);
             tracing::warn!(connections = left, "closing what did not end within drain_timeout");
             shared.kill.cancel();

@@ -122,7 +122,7 @@ async fn look(socket: &mut Socket, read: &mut BytesMut) -> std::io::Result<()> {
 /// What a connection's service tells the task that serves the connection.
 #[derive(Default)]
 struct Ties {
-    /// The last request's body was let go before its end.
+    /// The last request's body was let go before its end. The connection's task lets it go, and asks: relaxed is enough.
     unread: AtomicBool,
     /// A stream that is to be served on the wire.
     taken: Mutex<Option<Taken>>,

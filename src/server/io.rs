@@ -27,7 +27,7 @@ pub struct Socket {
     write_timeout: Duration,
     /// Runs while a write waits; made when one first does.
     timer: Option<Pin<Box<Sleep>>>,
-    /// A write waits. Seen from outside, where the socket itself is within hyper.
+    /// A write waits. Seen from outside, where the socket itself is within hyper, but by the task that writes: relaxed is enough.
     waiting: Arc<AtomicBool>,
     /// The kernel had room that it did not speak of: it is filled past the runtime, which waits for the kernel's word.
     has_room: bool,

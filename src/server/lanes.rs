@@ -45,7 +45,7 @@ pub struct Publishing {
 
 struct One {
     take: Box<Take>,
-    /// How many connections it has.
+    /// How many connections it has. A guess that is late, or that two take at once, makes a lane a little fuller: relaxed is enough.
     load: Arc<AtomicUsize>,
 }
 

@@ -21,7 +21,8 @@ tokio::task_local! {
     static PACE: Arc<Pace>;
 }
 
-/// Counts a stream's steps: odd while a chunk is waiting to be handed on.
+/// Counts a stream's steps: odd while a chunk is waiting to be handed on. Nothing else is learnt from it, and the stream's task alone writes
+/// and reads it: relaxed is enough.
 #[derive(Debug, Default)]
 struct Pace(AtomicU64);
 

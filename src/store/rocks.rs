@@ -148,6 +148,8 @@ impl RocksStore {
         if let Some(ahead) = &mut ahead {
             ahead.before_write(bytes);
         }
+        // Again: the batch that was waited for may have failed.
+        self.writable()?;
         db.write_opt(batch, &options).map_err(|e| self.poison("writing", &e))
     }
 

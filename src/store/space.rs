@@ -96,6 +96,11 @@ impl Gauge {
         self.written = self.written.saturating_add(bytes);
     }
 
+    #[cfg(test)]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Whether `incoming` bytes may be written; `memtables` tells what [`Reserve::judge`] wants to know.
     ///
     /// # Errors

@@ -58,7 +58,9 @@ impl Plan {
 /// What is known of the publishers while they work.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// Looked at while it grows: relaxed is enough. What it comes to is known by joining the publishers.
     acked: AtomicU64,
+    /// To be seen soon, and nothing is learnt from it: relaxed is enough.
     stop: AtomicBool,
     is_over: Mutex<bool>,
     over: Condvar,

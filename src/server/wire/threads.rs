@@ -17,6 +17,7 @@ use super::{Fresh, GiveBack};
 pub struct Wire {
     inboxes: Vec<Arc<Inbox>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whose turn it is. Nothing else is learnt from it: relaxed is enough.
     next: AtomicUsize,
 }
 

@@ -140,3 +140,44 @@ fn record_of(event: &Event, topic: TopicNumber) -> Record<'_> {
         data: &event.data,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::Options;
+    use super::*;
+    use crate::store::Store as _;
+
+    /// Segments are sealed on another thread than events are appended on. RocksDB refuses most of what is written after a failure by
+    /// itself, but not where it takes the failure for one that passes.
+    #[test]
+    fn a_batch_that_waits_for_one_that_fails_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(Options::new(dir.path())).unwrap();
+        let one_that_writes = store.ahead.as_ref().unwrap().lock();
+        let counted = store.gauge.lock().written();
+        std::thread::scope(|threads| {
+            let waits = threads.spawn(|| {
+                let db = store.db().unwrap();
+                let mut batch = WriteBatch::default();
+                batch.put_cf(db.cf(META), b"test", b"it was written");
+                store.write(&db, batch, false)
+            });
+            // It counts its bytes when it has found that nothing failed so far.
+            let begun = Instant::now();
+            while store.gauge.lock().written() == counted {
+                assert!(begun.elapsed() < Duration::from_secs(60), "the other thread does not come to its write");
+                std::thread::yield_now();
+            }
+            store.poison("writing", &"the disk is broken");
+            drop(one_that_writes);
+            assert!(waits.join().unwrap().is_err(), "it was answered as if it were written");
+        });
+        let db = store.db().unwrap();
+        assert_eq!(db.get_cf(db.cf(META), b"test").unwrap(), None);
+        drop(db);
+        store.reopen().unwrap();
+        assert!(store.writable().is_ok());
+    }
+}
