@@ -38,4 +38,4 @@ if [ $# -eq 0 ]; then
     # Long for what they show here: strings out of regular expressions, a thousand parameters, two hundred filters.
     set -- "$@" --skip what_was_encoded_is_decoded --skip there_is_a_most_of_them --skip filters_that_select_the_same_share_one_buffer
 fi
-cargo "+$toolchain" miri test --locked --lib -- "$@"
+cargo "+$toolchain" miri test --locked --no-default-features --lib -- "$@"
