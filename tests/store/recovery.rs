@@ -411,10 +411,12 @@ fn a_log_without_its_mark_is_refused_where_ids_may_be_given_twice_and_nowhere_el
     for (life, is_needed) in lives {
         let dir = tempfile::tempdir().unwrap();
         let mut next = 1;
-        let mut last = None;
+        let mut last: Option<RocksStore> = None;
         for &durability in life {
             // Stopped cleanly, it can do without.
-            drop(last.take().map(|store: RocksStore| store.close().unwrap()));
+            if let Some(store) = last.take() {
+                store.close().unwrap();
+            }
             let without = crash_copy(dir.path());
             let had = fs::remove_file(without.path().join("ids")).is_ok();
             assert_eq!(had, next > 1, "{life:?}");

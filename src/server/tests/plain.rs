@@ -149,6 +149,10 @@ async fn who(stream: &mut TcpStream) -> String {
     answer(stream).await.1
 }
 
+async fn until_it_is(stream: &mut TcpStream, thread: &str) {
+    in_time(async { while who(stream).await != thread {} }).await;
+}
+
 #[tokio::test]
 async fn while_a_lanes_thread_is_away_another_one_answers_and_gives_way_when_it_is_back() {
     let fake = Fake::default();
@@ -167,23 +171,27 @@ async fn while_a_lanes_thread_is_away_another_one_answers_and_gives_way_when_it_
         *fake.disk.answer.lock() = Some(answer);
         fake.disk.asked.notify_one();
         for stream in &mut streams {
-            // The first one may still have been answered before its thread was away.
-            while who(stream).await != "lane-0-aside" {}
+            // The first one may still be answered before its thread is away.
+            until_it_is(stream, "lane-0-aside").await;
             assert_eq!(who(stream).await, "lane-0-aside");
         }
         // One that comes to the lane now.
         assert_eq!(who(&mut beside).await, "lane-0-aside");
         goes_on.send(()).unwrap();
         for stream in streams.iter_mut().chain([&mut beside]) {
-            while who(stream).await != "lane-0" {}
-            assert_eq!(who(stream).await, "lane-0");
+            until_it_is(stream, "lane-0").await;
+        }
+        // And stays: for longer than it takes to be missed.
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(1_500) {
+            assert_eq!(who(&mut beside).await, "lane-0");
         }
     }
     // The server ends while the thread is away: its connections do, and the thread when it comes back.
     let (goes_on, gone) = std::sync::mpsc::channel();
     *fake.disk.answer.lock() = Some(gone);
     fake.disk.asked.notify_one();
-    while who(&mut beside).await != "lane-0-aside" {}
+    until_it_is(&mut beside, "lane-0-aside").await;
     let (_, ()) = tokio::join!(server.stop(), async {
         for stream in streams.iter_mut().chain([&mut beside]) {
             assert_eq!(to_end(stream).await, b"");
