@@ -18,8 +18,8 @@ use rocksdb::{
 use super::ahead::{AHEAD_BYTES, Ahead};
 use super::directory::Directory;
 use super::layout::{
-    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, IDS_NEEDED, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC, last_id, log_id,
-    log_key, meta, pair,
+    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, IDS_NEEDED, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC,
+    last_id, log_id, log_key, meta, pair,
 };
 use super::manifest::{Manifest, ManifestError};
 use super::recover::recover;
@@ -282,14 +282,18 @@ fn find_mark(options: &Options, dir: &Path) -> Result<Option<(Mark, Option<Event
 
 /// Whether the database in `dir`, which nobody has open, notes that the mark is needed. Only a log that has no mark is asked.
 fn are_ids_noted(dir: &Path) -> Result<bool, StoreError> {
-    let options = rocksdb::Options::default();
-    // A log whose making was interrupted has not come so far.
-    if !dir.join("CURRENT").exists()
-        || !DB::list_cf(&options, dir).map_err(|e| corrupt(&e))?.iter().any(|name| name == META)
-    {
+    if !dir.join("CURRENT").exists() {
         return Ok(false);
     }
-    let db = opened(DB::open_cf_for_read_only(&options, dir, [META], false))?;
+    let mut options = rocksdb::Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    let families = DB::list_cf(&options, dir).map_err(|e| corrupt(&e))?;
+    // A log whose making was interrupted has not come so far.
+    if !families.iter().any(|name| name == META) {
+        return Ok(false);
+    }
+    // With all families, though one is asked: RocksDB dies of a null pointer where others have rows in the write-ahead logs.
+    let db = opened(DB::open_cf_for_read_only(&options, dir, families, false))?;
     let metas = db.cf_handle(META).expect("it was opened with this family");
     Ok(db.get_pinned_cf(metas, meta::IDS).map_err(|e| index::read_failed(&e))?.is_some())
 }

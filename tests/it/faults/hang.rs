@@ -53,8 +53,7 @@ impl Served {
     fn start(publish_threads: usize) -> Self {
         let disk = FaultyDisk::of_environment();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let log =
-            Log::open(log::Options { commit_timeout: COMMIT_TIMEOUT, ..log::Options::new(disk.data()) }).unwrap();
+        let log = Log::open(log::Options { commit_timeout: COMMIT_TIMEOUT, ..log::Options::new(disk.data()) }).unwrap();
         let drain_timeout = Duration::from_millis(500);
         let options = server::Options { listen: ANY_PORT, publish_threads, drain_timeout, ..Default::default() };
         let server = {
@@ -274,7 +273,11 @@ fn everybody_is_told(times: u64) {
             // Who has been told goes on, also with what is not for a lane.
             let page = idle.conn.ask("GET", "/topics/a", &[("Accept", "application/json")], b"").unwrap();
             assert_eq!(page.status, 200);
-            assert_eq!(server.everything().last().map(|(id, _)| *id), Some(server.log.tail()), "nothing came meanwhile");
+            assert_eq!(
+                server.everything().last().map(|(id, _)| *id),
+                Some(server.log.tail()),
+                "nothing came meanwhile"
+            );
         });
         server.go_on();
         until("it is ready again", || (ready() == 200).then_some(()));

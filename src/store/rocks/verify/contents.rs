@@ -15,7 +15,8 @@ use rocksdb::{
 };
 
 use super::super::layout::{
-    FAMILIES, FORMAT_VERSION, IDS_NEEDED, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta, read_pair,
+    FAMILIES, FORMAT_VERSION, IDS_NEEDED, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta,
+    read_pair,
 };
 use super::Counted;
 use crate::event::{EVENT_ID_MAX, EventId, Millis};
