@@ -192,7 +192,7 @@ async fn while_a_lanes_thread_is_away_another_one_answers_and_gives_way_when_it_
     *fake.disk.answer.lock() = Some(gone);
     fake.disk.asked.notify_one();
     until_it_is(&mut beside, "lane-0-aside").await;
-    let (_, ()) = tokio::join!(server.stop(), async {
+    let ((), ()) = tokio::join!(server.stop(), async {
         for stream in streams.iter_mut().chain([&mut beside]) {
             assert_eq!(to_end(stream).await, b"");
         }
