@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::event::{EventId, Millis};
 use crate::hub::{self, Hub, wake};
@@ -45,6 +45,10 @@ const READS_MAX: usize = 16;
 /// Slower than this, a disk counts as one that hangs: it is past every queue that is still useful.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After this fraction of its timeout a commit is said to hang: well before publishers begin to be told that the outcome is not known, so
+/// that whoever asks whether the server is ready can send them elsewhere in time.
+const HANGS_FRACTION: u32 = 3;
+
 /// How a log is kept and served.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,8 +63,8 @@ pub struct Options {
     pub dedupe_keys_max: u64,
     /// After so long without a byte, a subscriber is sent a heartbeat.
     pub heartbeat: Duration,
-    /// So long a publisher waits for the disk, before it is told that the outcome is not known ([`AppendError::OutcomeUnknown`]). Not so
-    /// on a [`Lane`], whose thread waits for the disk itself.
+    /// So long a publisher waits for the disk, before it is told that the outcome is not known ([`AppendError::OutcomeUnknown`]).
+    /// On a [`Lane`] another thread has to drive its runtime meanwhile, as its own waits for the disk.
     pub commit_timeout: Duration,
     /// What is counted as it happens.
     pub metrics: Arc<Metrics>,
@@ -92,6 +96,10 @@ pub enum Health {
     Refusing {
         reason: Arc<str>,
     },
+    /// A write has been under way for so long, a third of [`Options::commit_timeout`] or more. Publishes wait for it; reads go on.
+    Hanging {
+        time: Duration,
+    },
 }
 
 /// A log. Cheap to clone; all clones are the same log.
@@ -99,7 +107,7 @@ pub enum Health {
 pub struct Log {
     inner: Arc<Inner>,
     /// Told of what is appended, where the thread that appends commits.
-    lane: Option<Arc<Notify>>,
+    lane: Option<Arc<lane::Shared>>,
 }
 
 struct Inner {
@@ -217,7 +225,10 @@ impl Log {
     #[must_use]
     pub fn health(&self) -> Health {
         match &*self.inner.refusal.read() {
-            None => Health::Writable,
+            None => match self.inner.requests.under_way() {
+                time if time >= self.inner.commit_timeout / HANGS_FRACTION => Health::Hanging { time },
+                _ => Health::Writable,
+            },
             Some(error) => Health::Refusing { reason: error.to_string().into() },
         }
     }
@@ -235,6 +246,7 @@ impl Log {
         metrics.tail.set(tail);
         metrics.earliest.set(self.earliest());
         metrics.set_writable(self.health() == Health::Writable);
+        metrics.write_under_way.set(self.inner.requests.under_way().as_secs_f64());
         metrics
     }
 

@@ -59,6 +59,8 @@ pub struct Metrics {
     /// Bytes of frames in the ring.
     pub ring_bytes: Gauge<u64, AtomicU64>,
     log_writable: Gauge,
+    /// Seconds that the commit, or other write, has taken so far that is under way; 0 when none is.
+    pub write_under_way: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -83,6 +85,7 @@ impl Metrics {
             earliest: Gauge::default(),
             ring_bytes: Gauge::default(),
             log_writable: Gauge::default(),
+            write_under_way: Gauge::default(),
         };
         for code in REFUSALS_SHOWN {
             drop(metrics.publish_refused.get_or_create(&[("code", code)]));
@@ -118,6 +121,12 @@ impl Metrics {
         all.register("tidelog_tail", "Largest durable id", self.tail.clone());
         all.register("tidelog_earliest", "Smallest retained id", self.earliest.clone());
         all.register("tidelog_log_writable", "Whether the log takes events: 1 or 0", self.log_writable.clone());
+        all.register_with_unit(
+            "tidelog_write_under_way",
+            "Time that the write under way has taken so far, 0 when there is none",
+            Unit::Seconds,
+            self.write_under_way.clone(),
+        );
     }
 
     fn register_delivery(&mut self) {
@@ -213,6 +222,7 @@ mod tests {
             "tidelog_earliest",
             "tidelog_ring_bytes",
             "tidelog_log_writable",
+            "tidelog_write_under_way_seconds",
         ] {
             assert_eq!(sample(&text, name).parse::<f64>(), Ok(0.0), "{name}");
         }
@@ -282,6 +292,6 @@ mod tests {
             assert!(!samples.contains(&sample.to_owned()), "{line} twice");
             samples.push(sample.to_owned());
         }
-        assert_eq!(families.len(), 18, "{families:?}");
+        assert_eq!(families.len(), 19, "{families:?}");
     }
 }

@@ -10,6 +10,7 @@ mod pace;
 mod plain;
 mod wire;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io::Result;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::answer::Body;
 use crate::http::{Api, Peer};
+use crate::log::Lane;
 use lanes::Lanes;
 use prometheus_client::metrics::gauge::Gauge;
 use wire::Wire;
@@ -101,9 +103,38 @@ pub trait Handle: Clone + Unpin + Send + Sync + 'static {
     /// From now on sends everybody away, and ends what streams there are.
     fn drain(&self);
 
-    /// What answers publishers on a thread of their own, and what that thread has to do beside, which may block it.
-    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
-        None::<(Self, std::future::Pending<()>)>
+    /// What answers publishers on a thread of their own, and what that thread has to do beside.
+    fn lane(&self) -> Option<(Self, impl Commits)> {
+        None::<(Self, Infallible)>
+    }
+}
+
+/// What a lane's thread has to do between the requests.
+pub trait Commits: Send + Sync + 'static {
+    /// Ready when there is something to do.
+    fn due(&self) -> impl Future<Output = ()> + Send;
+
+    /// Does it, beside the runtime. May block.
+    fn commit(&self);
+}
+
+impl Commits for Infallible {
+    async fn due(&self) {
+        match *self {}
+    }
+
+    fn commit(&self) {
+        match *self {}
+    }
+}
+
+impl Commits for Lane {
+    async fn due(&self) {
+        Lane::due(self).await;
+    }
+
+    fn commit(&self) {
+        Lane::commit(self);
     }
 }
 
@@ -116,9 +147,8 @@ impl Handle for Api {
         Api::drain(self);
     }
 
-    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
-        let (api, lane) = Api::lane(self);
-        Some((api, lane.commits()))
+    fn lane(&self) -> Option<(Self, impl Commits)> {
+        Some(Api::lane(self))
     }
 }
 

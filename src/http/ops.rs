@@ -33,6 +33,10 @@ pub fn readyz(api: &Api, request: &Parts) -> Result<Response<Body>, Error> {
     match api.inner.log.health() {
         Health::Writable => Ok(answer("text/plain; charset=utf-8", "ready\n")),
         Health::Refusing { reason } => Err(Error::Refusing { reason: reason.to_string() }),
+        Health::Hanging { time } => {
+            let seconds = time.as_secs_f64();
+            Err(Error::Refusing { reason: format!("the disk has given no answer for {seconds:.1} s; publishes wait") })
+        }
     }
 }
 

@@ -3,12 +3,21 @@
 //! While the disk is busy such a thread has nothing to do but to wait for it, so the writer's own thread would cost two switches
 //! of threads for each commit, and win nothing. What holds: what was appended on a lane is committed when its tasks wait for
 //! nothing else. Blocks: nothing that must go on without the disk may share its thread.
+//!
+//! The thread commits beside its runtime, not within it, so that another thread can drive the runtime should the disk hang. To be woken
+//! from beside a runtime costs a system call for each task; so whom the thread answers meanwhile it notes, and wakes when it is back within.
 
+use std::future::poll_fn;
+use std::mem::take;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+use std::thread::{ThreadId, current};
 
 use tokio::sync::Notify;
 
 use super::Log;
+use crate::sync::{Mutex, thread};
 
 /// Turns in which more may gather before a commit. Every publisher waits for its answer, so what gathers ends by itself; this bounds
 /// what the first of very many waits for the last.
@@ -18,40 +27,121 @@ const TURNS_MAX: usize = 8;
 #[derive(Clone)]
 pub struct Lane {
     log: Log,
-    asked: Arc<Notify>,
+    shared: Arc<Shared>,
+}
+
+/// What a lane's thread and its publishers share.
+#[derive(Default)]
+pub(super) struct Shared {
+    asked: Notify,
+    answered: Mutex<Answered>,
+}
+
+/// Whose answers are there.
+#[derive(Default)]
+struct Answered {
+    /// The thread that commits just now: whom it answers is woken later.
+    committing: Option<ThreadId>,
+    /// Bounded by the requests that are answered in one turn with the writer.
+    to_wake: Vec<Waker>,
 }
 
 impl Log {
     /// A lane, and the log to append to on it.
     #[must_use]
     pub fn lane(&self) -> (Self, Lane) {
-        let asked = Arc::new(Notify::new());
-        let log = Self { inner: self.inner.clone(), lane: Some(asked.clone()) };
-        (log, Lane { log: self.clone(), asked })
+        let shared = Arc::new(Shared::default());
+        let log = Self { inner: self.inner.clone(), lane: Some(shared.clone()) };
+        (log, Lane { log: self.clone(), shared })
     }
 }
 
 impl Lane {
-    /// Commits for ever, on the thread of a runtime that has only one. Blocks it while the disk is written.
-    pub async fn commits(self) {
+    /// Ready when there is something to commit, and as much of it as comes at once has gathered. To be waited for within the
+    /// lane's runtime, until it is ready.
+    pub async fn due(&self) {
+        self.shared.wake_answered();
         let requests = &self.log.inner.requests;
-        loop {
-            self.asked.notified().await;
-            let mut waiting = requests.waiting();
-            // Publishers whose requests lie in their sockets are to share the commit: in one turn the sockets are looked at, in the
-            // next one those that have something run. To wait any longer was measured to win nothing.
-            for _ in 0..TURNS_MAX {
-                tokio::task::yield_now().await;
-                tokio::task::yield_now().await;
-                let before = std::mem::replace(&mut waiting, requests.waiting());
-                if waiting <= before {
-                    break;
-                }
+        self.shared.asked.notified().await;
+        let mut waiting = requests.waiting();
+        // Publishers whose requests lie in their sockets are to share the commit: in one turn the sockets are looked at, in the
+        // next one those that have something run. To wait any longer was measured to win nothing.
+        for _ in 0..TURNS_MAX {
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            let before = std::mem::replace(&mut waiting, requests.waiting());
+            if waiting <= before {
+                break;
             }
-            // Also many: to let the writer's thread commit, and to read and answer meanwhile, was measured to win nothing either.
-            requests.work();
+        }
+        // Also many: to let the writer's thread commit, and to read and answer meanwhile, was measured to win nothing either.
+    }
+
+    /// Commits what waits. Blocks while the disk is written. Whom it answers on this lane is woken by the next [`Lane::due`].
+    pub fn commit(&self) {
+        self.shared.answered.lock().committing = Some(current().id());
+        let _ends = Ends(&self.shared);
+        self.log.inner.requests.work();
+    }
+}
+
+/// Ends a commit, also by a panic.
+struct Ends<'a>(&'a Shared);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.answered.lock().committing = None;
+        if thread::panicking() {
+            // The thread does not come back.
+            self.0.wake_answered();
         }
     }
+}
+
+impl Shared {
+    /// Something is to be committed.
+    pub(super) fn ask(&self) {
+        self.asked.notify_one();
+    }
+
+    fn wake_answered(&self) {
+        let to_wake = take(&mut self.answered.lock().to_wake);
+        to_wake.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Wakes a publisher: later, where the lane's own thread does it while it commits.
+struct Publisher {
+    waker: Waker,
+    lane: Arc<Shared>,
+}
+
+impl Wake for Publisher {
+    fn wake(self: Arc<Self>) {
+        let mut answered = self.lane.answered.lock();
+        if answered.committing == Some(current().id()) {
+            answered.to_wake.push(self.waker.clone());
+        } else {
+            drop(answered);
+            self.waker.wake_by_ref();
+        }
+    }
+}
+
+/// Waits for an answer on a lane.
+pub(super) async fn answered<T>(lane: Arc<Shared>, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    let mut known: Option<(Waker, Waker)> = None;
+    poll_fn(|cx| {
+        // Made once: a task is most often polled with one and the same waker.
+        drop(known.take_if(|(own, _)| !own.will_wake(cx.waker())));
+        let (_, through) = known.get_or_insert_with(|| {
+            let publisher = Publisher { waker: cx.waker().clone(), lane: lane.clone() };
+            (cx.waker().clone(), Waker::from(Arc::new(publisher)))
+        });
+        answer.as_mut().poll(&mut Context::from_waker(through))
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -86,7 +176,12 @@ mod tests {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let all: Vec<_> = (0..publishers).map(|_| tokio::spawn(publish(on_lane.clone()))).collect();
-                    let committing = tokio::spawn(lane.commits());
+                    let committing = tokio::spawn(async move {
+                        loop {
+                            lane.due().await;
+                            lane.commit();
+                        }
+                    });
                     let mut ids = Vec::new();
                     for one in all {
                         ids.extend(one.await.unwrap());

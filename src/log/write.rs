@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{AppendError, Appended, Limits, Log, Snapshot, Terms};
+use super::{AppendError, Appended, Limits, Log, Snapshot, Terms, lane};
 use crate::event::{EventId, NewEvent};
 use crate::sequencer::Outcome;
 use crate::sequencer::local::{Kept, Request, Ticket};
@@ -102,11 +102,16 @@ impl Log {
             None => self.inner.requests.send(request).map_err(|_| AppendError::Closed)?,
             Some(lane) => {
                 if self.inner.requests.leave(request).map_err(|_| AppendError::Closed)? == 1 {
-                    lane.notify_one();
+                    lane.ask();
                 }
             }
         }
-        match timeout(self.inner.commit_timeout, answered).await {
+        let most = self.inner.commit_timeout;
+        let answered = match &self.lane {
+            None => timeout(most, answered).await,
+            Some(lane) => timeout(most, lane::answered(lane.clone(), answered)).await,
+        };
+        match answered {
             Ok(Ok(done)) => Ok(done?),
             Ok(Err(_)) => Err(AppendError::Closed),
             Err(_) => Err(AppendError::OutcomeUnknown),

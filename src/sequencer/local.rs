@@ -10,6 +10,7 @@ mod writer;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -129,8 +130,9 @@ pub struct Parts<W> {
 /// When the system has no thread to give.
 pub fn start(parts: Parts<Wake>) -> std::io::Result<(Requests, JoinHandle<()>)> {
     let refusal = parts.refusal.clone();
-    let worker = Worker { writer: Writer::new(parts), last_tick: Instant::now() };
-    let requests = Requests::new(Box::new(worker), refusal);
+    let under_way = Arc::new(UnderWay::new());
+    let worker = Worker { writer: Writer::new(parts), last_tick: Instant::now(), under_way: under_way.clone() };
+    let requests = Requests::new(Box::new(worker), refusal, under_way);
     let worker = requests.clone();
     let thread = Builder::new().name("sequencer".into()).spawn(move || worker.work_until_stopped())?;
     Ok((requests, thread))
@@ -140,6 +142,39 @@ pub fn start(parts: Parts<Wake>) -> std::io::Result<(Requests, JoinHandle<()>)> 
 struct Worker {
     writer: Writer<Wake>,
     last_tick: Instant,
+    under_way: Arc<UnderWay>,
+}
+
+/// How long the writer has been at what it does now: a commit, or another write. Seen from outside, while a thread hangs in it.
+struct UnderWay {
+    begun: Instant,
+    /// Microseconds since then, and one; 0 while it does nothing. Nothing else is known by it, so its order does not matter.
+    since: AtomicU64,
+}
+
+impl UnderWay {
+    fn new() -> Self {
+        Self { begun: Instant::now(), since: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    fn begins(&self) {
+        self.since.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn ends(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn time(&self) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_micros(self.now().saturating_sub(since)),
+        }
+    }
 }
 
 impl Worker {
@@ -150,13 +185,17 @@ impl Worker {
     }
 
     fn finish(&mut self) -> ControlFlow<()> {
-        loop {
+        let goes_on = loop {
+            // Step by step: many that are quick are none that takes long.
+            self.under_way.begins();
             match self.writer.step() {
                 Went::On => {}
-                Went::Idle => return ControlFlow::Continue(()),
-                Went::Ended => return ControlFlow::Break(()),
+                Went::Idle => break ControlFlow::Continue(()),
+                Went::Ended => break ControlFlow::Break(()),
             }
-        }
+        };
+        self.under_way.ends();
+        goes_on
     }
 
     /// When it wants to work though nothing is asked for.

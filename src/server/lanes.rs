@@ -1,7 +1,10 @@
 //! Threads that serve publishers: each a runtime of its own with many connections, which commits between their requests.
 //!
 //! What holds: a connection comes here when it publishes small events one by one, and leaves with the first request that is anything
-//! else, so nothing shares a thread that waits for the disk but those who wait for it anyway. Must not know what requests mean.
+//! else, so nothing shares a thread that waits for the disk but those who wait for it anyway. Should the disk hang, another thread goes
+//! on in its place (`driver`). Must not know what requests mean.
+
+mod driver;
 
 use std::io::Result;
 use std::sync::Arc;
@@ -84,19 +87,11 @@ impl Lanes {
         let mut started = Self { all: Vec::new(), stop: CancellationToken::new(), threads: Mutex::default() };
         let main = Runtime::current();
         for number in 0..lanes {
-            let Some((on_lane, beside)) = handler.lane() else { return Ok(None) };
+            let Some((on_lane, commits)) = handler.lane() else { return Ok(None) };
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let lane = runtime.handle().clone();
-            let stopped = started.stop.clone();
-            let work = move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = beside => {}
-                        () = stopped.cancelled() => {}
-                    }
-                });
-            };
-            started.threads.get_mut().push(std::thread::Builder::new().name(format!("lane-{number}")).spawn(work)?);
+            let threads = driver::start(number, runtime, commits, started.stop.clone())?;
+            started.threads.get_mut().extend(threads);
             let (handler, main, tasks) = (handler.clone(), main.clone(), tasks.clone());
             let take: Box<Take> = Box::new(move |publishing, load, shared| {
                 let (on_lane, others) = (on_lane.clone(), Others { handler: handler.clone(), runtime: main.clone() });
@@ -124,6 +119,7 @@ impl Lanes {
     pub fn stop(&self) {
         self.stop.cancel();
         for thread in std::mem::take(&mut *self.threads.lock()) {
+            thread.thread().unpark();
             if thread.join().is_err() {
                 tracing::error!("a thread for publishers had panicked");
             }
@@ -135,6 +131,7 @@ impl Drop for Lanes {
     /// Also where a server is dropped in its midst: the threads end by themselves.
     fn drop(&mut self) {
         self.stop.cancel();
+        self.threads.get_mut().iter().for_each(|thread| thread.thread().unpark());
     }
 }
 

@@ -4,6 +4,7 @@ mod plain;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,14 +12,15 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Handle, Options, RequestBody, Server};
+use super::{Commits, Handle, Options, RequestBody, Server};
 use crate::http::Peer;
 use crate::http::answer::{Body, Framing, Source};
 use crate::log::StreamError;
@@ -32,6 +34,25 @@ const CHUNK: &[u8] = &[b'x'; 64 * 1024];
 #[derive(Clone, Default)]
 struct Fake {
     draining: CancellationToken,
+    disk: Arc<Disk>,
+}
+
+/// What a lane's thread waits for when it was asked to.
+#[derive(Default)]
+struct Disk {
+    asked: Notify,
+    answer: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Commits for Arc<Disk> {
+    async fn due(&self) {
+        self.asked.notified().await;
+    }
+
+    fn commit(&self) {
+        let answer = self.answer.lock().take();
+        answer.expect("it is there when it is asked for").recv_timeout(TOO_LONG).unwrap();
+    }
 }
 
 impl Fake {
@@ -83,6 +104,7 @@ impl Handle for Fake {
             "/read" => Body::full(request.into_body().collect().await.unwrap().to_bytes().len().to_string()),
             "/early" => Body::full("early"),
             "/away" => Body::sent_away(framing, Some(7), &StreamError::Draining { cursor: 7 }.into()),
+            "/who" => Body::full(std::thread::current().name().unwrap_or_default().to_owned()),
             "/hang" => std::future::pending().await,
             _ => Body::stream(framing, self.source(&path)),
         });
@@ -96,8 +118,8 @@ impl Handle for Fake {
         self.draining.cancel();
     }
 
-    fn lane(&self) -> Option<(Self, impl Future<Output = ()> + Send + 'static)> {
-        Some((self.clone(), std::future::pending()))
+    fn lane(&self) -> Option<(Self, impl Commits)> {
+        Some((self.clone(), self.disk.clone()))
     }
 }
 
@@ -108,12 +130,16 @@ struct Running {
 }
 
 fn start(change: impl FnOnce(&mut Options)) -> Running {
+    start_with(Fake::default(), change)
+}
+
+fn start_with(fake: Fake, change: impl FnOnce(&mut Options)) -> Running {
     let mut options = Options { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Options::default() };
     change(&mut options);
     let server = Server::bind(options).unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let ended = tokio::spawn(server.run(Fake::default(), async { drop(stopped.await) }));
+    let ended = tokio::spawn(server.run(fake, async { drop(stopped.await) }));
     Running { address, stop: Some(stop), ended }
 }
 

@@ -19,6 +19,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "ids";
+/// A file of this name says that what was reserved is lost for good, and that the ids are to be skipped that may have been given out.
+pub const SKIP: &str = "ids.skip";
+/// So many may have been given out at the most beyond those that the log holds. What RocksDB has not synced of its write-ahead logs is
+/// three write buffers of 16 MiB or so, as a buffer is on the disk before its log goes, and a record takes 30 bytes there: this is ten times that.
+pub const LOST_IDS: u64 = 1 << 24;
 const MAGIC: &[u8; 8] = b"TIDEids\n";
 const VERSION: u32 = 1;
 const SLOT: usize = 64;
@@ -32,12 +37,23 @@ pub enum MarkError {
     #[error("{} cannot be read: {source}", file.display())]
     Io { file: PathBuf, source: io::Error },
     #[error(
-        "{} is corrupt: neither of its two slots is valid, so it is unknown which ids were given out; restore a backup",
-        file.display()
+        "{} is corrupt: neither of its two slots is valid, so it is unknown which ids were given out; {}",
+        file.display(), mend(file)
     )]
     Corrupt { file: PathBuf },
+    #[error(
+        "{} is missing, though ids may have been given out that the log does not hold, as it was not stopped cleanly; put it back, or {}",
+        file.display(), mend(file)
+    )]
+    Missing { file: PathBuf },
     #[error("{} has version {found}; this program knows {VERSION}: use the newer program", file.display())]
     Version { file: PathBuf, found: u32 },
+}
+
+/// What can be done about a file that is of no use.
+fn mend(file: &Path) -> String {
+    let word = file.with_file_name(SKIP);
+    format!("restore a backup, or make an empty file {}: then the next {LOST_IDS} ids are skipped", word.display())
 }
 
 /// One valid slot.
@@ -107,6 +123,31 @@ impl Mark {
         };
         let up_to = current.as_ref().map(|current| current.slot.up_to);
         Ok((Self { dir: dir.to_path_buf(), current, failed: false }, up_to))
+    }
+
+    /// The error of a mark in `dir` that is not there and should be.
+    #[must_use]
+    pub fn missing(dir: &Path) -> MarkError {
+        MarkError::Missing { file: dir.join(NAME) }
+    }
+
+    /// Whether somebody said that what was reserved in `dir` is lost for good.
+    ///
+    /// # Errors
+    /// When that cannot be looked up.
+    pub fn is_given_up(dir: &Path) -> io::Result<bool> {
+        dir.join(SKIP).try_exists()
+    }
+
+    /// Begins anew in place of one that was given up, with every id up to `up_to` reserved.
+    ///
+    /// # Errors
+    /// When a file cannot be written; it is given up still, then.
+    pub fn begin_anew(dir: &Path, up_to: u64) -> io::Result<Self> {
+        let current = Some(create(dir, up_to)?);
+        fs::remove_file(dir.join(SKIP))?;
+        File::open(dir)?.sync_all()?;
+        Ok(Self { dir: dir.to_path_buf(), current, failed: false })
     }
 
     /// What is reserved, as [`open`](Self::open) answers it.
@@ -285,6 +326,21 @@ mod tests {
         }
         assert_eq!(bytes(&dir).len(), 2 * PAGE);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_that_is_given_up_begins_anew() {
+        let (dir, good) = written(&[10, 20]);
+        reopened(&dir, b"nothing of use").unwrap_err();
+        assert!(!Mark::is_given_up(dir.path()).unwrap());
+        fs::write(dir.path().join(SKIP), b"").unwrap();
+        assert!(Mark::is_given_up(dir.path()).unwrap());
+        let mut mark = Mark::begin_anew(dir.path(), 1000).unwrap();
+        assert!(!Mark::is_given_up(dir.path()).unwrap());
+        assert_eq!(Mark::open(dir.path()).unwrap().1, Some(1000));
+        mark.reserve(2000).unwrap();
+        assert_eq!(Mark::open(dir.path()).unwrap().1, Some(2000));
+        assert_eq!(bytes(&dir).len(), good.len());
     }
 
     #[test]

@@ -48,7 +48,7 @@ use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 
 use self::ahead::Ahead;
 use self::directory::Directory;
-use self::layout::FAMILIES;
+use self::layout::{FAMILIES, IDS_NEEDED, META, meta};
 use self::open::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
@@ -95,6 +95,8 @@ pub struct RocksStore {
     /// The idempotency keys that are remembered.
     keys: Mutex<remembered::Keys>,
     mark: Mutex<Mark>,
+    /// The database says that the mark is needed.
+    ids_noted: AtomicBool,
     gauge: Mutex<Gauge>,
     /// Where every write is synced.
     ahead: Option<Mutex<Ahead>>,
@@ -159,7 +161,7 @@ impl RocksStore {
     }
 
     /// Reserves ids up to `last` and some, so that none of them is given twice whatever the disk forgets.
-    fn reserve(&self, last: EventId) -> Result<(), StoreError> {
+    fn reserve(&self, db: &Handle<'_>, last: EventId) -> Result<(), StoreError> {
         if self.options.durability == Durability::Sync {
             return Ok(());
         }
@@ -169,7 +171,15 @@ impl RocksStore {
         if mark.reserved().is_some_and(|upto| upto > last) {
             return Ok(());
         }
-        mark.reserve(last + RESERVE_IDS).map_err(|e| self.poison("reserving ids", &e))
+        mark.reserve(last + RESERVE_IDS).map_err(|e| self.poison("reserving ids", &e))?;
+        // Before any of them is given: should the mark vanish, that is not to pass for a log that never had one.
+        if !self.ids_noted.load(Ordering::Acquire) {
+            let mut batch = WriteBatch::default();
+            batch.put_cf(db.cf(META), meta::IDS, IDS_NEEDED);
+            self.write(db, batch, true)?;
+            self.ids_noted.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn tidy_lock(&self) -> MutexGuard<'_, ()> {
@@ -380,6 +390,14 @@ impl Store for RocksStore {
             open.flush_wal(true).map_err(|e| self.poison("syncing", &e))?;
             let tail = self.directory.read().tail;
             self.mark.lock().settle(tail).map_err(|e| self.poison("settling the reserved ids", &e))?;
+            // All that was given is in the log, and synced: nothing rests on the mark while it is closed.
+            if self.ids_noted.load(Ordering::Acquire) {
+                let metas = open.cf_handle(META).expect("it was opened with all families");
+                let mut options = WriteOptions::default();
+                options.set_sync(true);
+                open.delete_cf_opt(metas, meta::IDS, &options).map_err(|e| self.poison("writing", &e))?;
+                self.ids_noted.store(false, Ordering::Release);
+            }
         }
         *db = None;
         Ok(())

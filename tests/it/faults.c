@@ -54,9 +54,10 @@ static int strikes(int fault) {
     return 1;
 }
 
-static void pause_for(int64_t ms) {
-    struct timespec t = { ms / 1000, ms % 1000 * 1000000 };
-    if (ms > 0) nanosleep(&t, NULL);
+/* Ends early when the word is 0 again. */
+static void pause_for(int which) {
+    struct timespec t = { 0, 1000000 };
+    for (int64_t ms = word[which]; ms > 0 && word[which]; ms--) nanosleep(&t, NULL);
 }
 
 /* Opening to read what is there is no fault of a disk without room for files; both kinds are struck alike here. */
@@ -140,7 +141,7 @@ PWRITE_LIKE(pwrite64, off64_t)
 
 static int reads_fail(int fd) {
     if (!ours(fd) || !file[fd].table) return 0;
-    pause_for(word[READ_MS]);
+    pause_for(READ_MS);
     return strikes(READ);
 }
 
@@ -190,7 +191,7 @@ static void lose(int fd) {
     int name(int fd) { \
         REAL(name); \
         if (!ours(fd)) return real(fd); \
-        pause_for(word[SYNC_MS]); \
+        pause_for(SYNC_MS); \
         if (strikes(SYNC)) { lose(fd); return -1; } \
         int done = real(fd); \
         if (done == 0) file[fd].low = file[fd].high = 0; \

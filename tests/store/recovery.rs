@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidelog::event::EventId;
 use tidelog::sse::GapReason;
-use tidelog::store::rocks::{Options, RocksStore};
+use tidelog::store::rocks::{Options, RocksStore, verify};
 use tidelog::store::{Durability, Floor, Limits, Store, StoreError};
 use tidelog::topic::Filter;
 
@@ -389,4 +389,106 @@ fn the_smallest_retained_id_is_known_after_reopening_too() {
     assert_eq!(store.earliest(), (1 << 16) - 1);
     store.reopen().unwrap();
     assert_eq!(store.earliest(), (1 << 16) - 1);
+}
+
+/// The mark of reserved ids goes. Where ids may have been given that the log does not hold, that is refused, by `verify` too, and nothing
+/// is changed; elsewhere it costs nothing, whatever the durability was and becomes.
+#[test]
+fn a_log_without_its_mark_is_refused_where_ids_may_be_given_twice_and_nowhere_else() {
+    use Durability::{Interval, Os, Sync};
+    // What it was run with in turn, each time stopped cleanly but for the last; whether its mark is needed then.
+    let lives: [(&[Durability], bool); 9] = [
+        (&[Sync], false),
+        (&[Interval], true),
+        (&[Os], true),
+        (&[Sync, Interval], true),
+        (&[Interval, Sync], false),
+        (&[Interval, Sync, Interval], true),
+        (&[Os, Interval, Sync, Sync], false),
+        (&[Sync, Sync], false),
+        (&[Os, Os], true),
+    ];
+    for (life, is_needed) in lives {
+        let dir = tempfile::tempdir().unwrap();
+        let mut next = 1;
+        let mut last: Option<RocksStore> = None;
+        for &durability in life {
+            // Stopped cleanly, it can do without.
+            if let Some(store) = last.take() {
+                store.close().unwrap();
+            }
+            let without = crash_copy(dir.path());
+            let had = fs::remove_file(without.path().join("ids")).is_ok();
+            assert_eq!(had, next > 1, "{life:?}");
+            assert_eq!(open(without.path(), durability).tail(), next - 1, "{life:?}");
+            let store = open(dir.path(), durability);
+            assert_eq!(store.tail(), next - 1, "{life:?}");
+            append(&store, next, 10);
+            next += 10;
+            last = Some(store);
+        }
+        let copy = crash_copy(dir.path());
+        let ids = copy.path().join("ids");
+        let there = fs::read(&ids).ok();
+        if there.is_some() {
+            fs::remove_file(&ids).unwrap();
+        }
+        for durability in [Sync, Interval, Os] {
+            if !is_needed {
+                let again = crash_copy(copy.path());
+                assert_eq!(open(again.path(), durability).tail(), next - 1, "{life:?}, then {durability:?}");
+                continue;
+            }
+            let before = contents(copy.path());
+            let Err(error) = RocksStore::open(Options { durability, ..Options::new(copy.path()) }) else {
+                panic!("{life:?}, then {durability:?}: it is opened")
+            };
+            assert!(error.to_string().contains("ids is missing"), "{error}");
+            assert!(contents(copy.path()) == before, "{life:?}, then {durability:?}: something was changed");
+        }
+        assert_eq!(says_of_ids(copy.path()), is_needed, "{life:?}: verify");
+        if let Some(there) = there {
+            fs::write(&ids, there).unwrap();
+            assert!(!says_of_ids(copy.path()), "{life:?}: verify, though it is there");
+            // Opened with sync it is not needed any more, also if that is not stopped cleanly.
+            let store = open(copy.path(), Sync);
+            let tail = store.tail();
+            assert!(tail >= next - 1);
+            let again = crash_copy(copy.path());
+            fs::remove_file(again.path().join("ids")).unwrap();
+            assert_eq!(open(again.path(), Interval).tail(), tail, "{life:?}");
+        }
+    }
+}
+
+/// A log of a program that did not note that its mark is needed: it does from the next start on.
+#[test]
+fn a_mark_that_is_there_is_noted_when_the_log_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Os);
+    append(&store, 1, 10);
+    store.close().unwrap();
+    drop(store);
+    // Clean, so nothing is noted; nothing is appended either.
+    let store = open(dir.path(), Durability::Os);
+    let copy = crash_copy(dir.path());
+    drop(store);
+    fs::remove_file(copy.path().join("ids")).unwrap();
+    assert!(refused(copy.path()).to_string().contains("ids is missing"));
+}
+
+/// Whether `verify` finds that the mark is missing.
+fn says_of_ids(dir: &Path) -> bool {
+    struct Told(bool);
+    impl verify::Watch for Told {
+        fn found(&mut self, finding: verify::Finding) {
+            assert!(finding.kind == verify::Kind::Note || finding.place == "ids", "{finding}");
+            self.0 |= finding.kind == verify::Kind::Damage;
+        }
+        fn begin(&mut self, _part: &'static str, _steps: u64) {}
+        fn advance(&mut self, _steps: u64) {}
+    }
+    let mut told = Told(false);
+    verify::verify(dir, &mut told).unwrap();
+    told.0
 }

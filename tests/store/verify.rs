@@ -503,7 +503,8 @@ fn a_file_that_is_missing_or_cut_short_is_found_and_never_a_shorter_log() {
         let path = dir.path().join(&name);
         fs::remove_file(&path).unwrap();
         let (_, found) = verified(dir.path());
-        // Nothing is lost by their going: the first two are empty, the third is made anew, and that there had been ids is not noted.
+        // Nothing is lost by their going: the first two are empty, the third is made anew, and this log has gone on with durability sync, which
+        // needs no ids reserved.
         let harmless = ["lock", "db/LOCK", "sums", "ids"].contains(&name.as_str());
         assert!(harmless || !found.damage().is_empty(), "{name} is missing: {:?}", found.0);
         opens_whole_or_refuses(dir.path(), &format!("{name} is missing"));

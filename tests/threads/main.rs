@@ -63,7 +63,7 @@ const ALONE: &str = "a_stalled_stream_is_cut_and_a_moving_one_never";
 
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 22] = [
+const SCENARIOS: [Scenario; 23] = [
     ("who_sends_is_answered", writer::who_sends_is_answered),
     ("who_sends_and_who_works", writer::who_sends_and_who_works),
     ("ticks_fall_between", writer::ticks_fall_between),
@@ -71,6 +71,7 @@ const SCENARIOS: [Scenario; 22] = [
     ("a_stop_ends_all", writer::a_stop_ends_all),
     ("a_writer_that_dies_tells_everybody", writer::a_writer_that_dies_tells_everybody),
     ("lanes_and_a_publisher_beside_them", writer::lanes_and_a_publisher_beside_them),
+    ("a_lane_whose_publishers_another_thread_drives", writer::a_lane_whose_publishers_another_thread_drives),
     ("a_log_that_closes_under_its_publishers", writer::a_log_that_closes_under_its_publishers),
     ("at_the_seam_nothing_is_missed", readers::at_the_seam_nothing_is_missed),
     ("shared_reads_are_answered_though_readers_vanish", readers::shared_reads_are_answered_though_readers_vanish),

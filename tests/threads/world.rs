@@ -70,7 +70,12 @@ pub async fn publish(log: Log, events: Vec<NewEvent>) -> Result<Vec<EventId>, Ap
 
 /// What a lane's thread does: its publishers take turns with what commits, until they have ended.
 pub fn on_lane<T>(lane: Lane, mut publishers: Vec<Pin<Box<dyn Future<Output = T> + Send>>>) -> Vec<T> {
-    let mut commits = pin!(lane.commits());
+    let mut commits = pin!(async {
+        loop {
+            lane.due().await;
+            lane.commit();
+        }
+    });
     let mut ended = Vec::new();
     block_on(poll_fn(|cx| {
         publishers.retain_mut(|publisher| match publisher.as_mut().poll(cx) {
@@ -83,7 +88,8 @@ pub fn on_lane<T>(lane: Lane, mut publishers: Vec<Pin<Box<dyn Future<Output = T>
         if publishers.is_empty() {
             return Poll::Ready(());
         }
-        assert!(commits.as_mut().poll(cx).is_pending(), "it commits for ever");
+        let polled: Poll<()> = commits.as_mut().poll(cx);
+        assert!(polled.is_pending(), "it commits for ever");
         Poll::Pending
     }));
     ended

@@ -2,7 +2,10 @@
 //! (`log/write.rs`), and the end of them all.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::SystemTime;
 
 use shuttle::future::block_on;
@@ -258,6 +261,37 @@ pub fn lanes_and_a_publisher_beside_them() {
         go(move || block_on(publish(log, vec![event(1), event(2)])).unwrap())
     };
     let ids: Vec<Vec<u64>> = all(lanes.into_iter().chain([beside]));
+    each_once(ids.concat(), &store);
+    close(&log);
+}
+
+/// A lane whose publishers another thread drives, as one does while the lane's own is away with the disk; and a publisher beside it.
+pub fn a_lane_whose_publishers_another_thread_drives() {
+    clock::begin(0);
+    let (log, store) = log_with(0, 0);
+    let (publishing, lane) = log.lane();
+    let (stop, mut stopped) = oneshot::channel::<()>();
+    let own = go(move || {
+        let mut is_due = || {
+            block_on(async {
+                let mut due = pin!(lane.due());
+                poll_fn(|cx| match due.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(true),
+                    // What is due goes before, so this is not asked again after its end.
+                    Poll::Pending => Pin::new(&mut stopped).poll(cx).map(|_| false),
+                })
+                .await
+            })
+        };
+        while is_due() {
+            lane.commit();
+        }
+    });
+    let others = [(publishing.clone(), 1), (publishing, 2), (log.clone(), 3)]
+        .map(|(log, who)| go(move || block_on(publish(log, vec![event(who * 10), event(who * 10 + 1)])).unwrap()));
+    let ids = all(others);
+    drop(stop);
+    own.join().unwrap();
     each_once(ids.concat(), &store);
     close(&log);
 }

@@ -6,8 +6,9 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Refusal, Request, TICK, Worker};
+use super::{Refusal, Request, TICK, UnderWay, Worker};
 use crate::store::StoreError;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex, MutexGuard, thread};
@@ -29,6 +30,7 @@ struct Shared {
     /// Wakes one of those who wait for the writer to do what they have left.
     returned: Condvar,
     refusal: Refusal,
+    under_way: Arc<UnderWay>,
 }
 
 struct State {
@@ -46,11 +48,11 @@ struct State {
 }
 
 impl Requests {
-    pub(super) fn new(writer: Box<Worker>, refusal: Refusal) -> Self {
+    pub(super) fn new(writer: Box<Worker>, refusal: Refusal, under_way: Arc<UnderWay>) -> Self {
         let (queue, spare) = (Vec::new(), Vec::new());
         let state = State { queue, sent: 0, spare, writer: Some(writer), waiting: 0, ended: false };
         let (asked, returned) = (Condvar::new(), Condvar::new());
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), asked, returned, refusal }) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), asked, returned, refusal, under_way }) }
     }
 
     /// Asks; the sequencer's thread does it.
@@ -80,6 +82,12 @@ impl Requests {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.shared.state.lock().queue.len()
+    }
+
+    /// How long what the writer does now has taken so far: a commit, or another write. Zero while it does nothing.
+    #[must_use]
+    pub fn under_way(&self) -> Duration {
+        self.shared.under_way.time()
     }
 
     fn put(&self, request: Request) -> Result<MutexGuard<'_, State>, Ended> {

@@ -142,3 +142,60 @@ async fn what_does_not_end_on_a_lane_is_cut_off_in_the_end() {
     server.stop().await;
     assert_eq!(to_end(&mut stream).await, b"");
 }
+
+/// One request, and which thread answers it.
+async fn who(stream: &mut TcpStream) -> String {
+    stream.write_all(post("/who", "", "hello").as_bytes()).await.unwrap();
+    answer(stream).await.1
+}
+
+async fn until_it_is(stream: &mut TcpStream, thread: &str) {
+    in_time(async { while who(stream).await != thread {} }).await;
+}
+
+#[tokio::test]
+async fn while_a_lanes_thread_is_away_another_one_answers_and_gives_way_when_it_is_back() {
+    let fake = Fake::default();
+    let server = start_with(fake.clone(), |options| options.publish_threads = 1);
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        who(&mut stream).await;
+        assert_eq!(who(&mut stream).await, "lane-0");
+        streams.push(stream);
+    }
+    let mut beside = server.connect().await;
+    who(&mut beside).await;
+    for _ in 0..2 {
+        let (goes_on, answer) = std::sync::mpsc::channel();
+        *fake.disk.answer.lock() = Some(answer);
+        fake.disk.asked.notify_one();
+        for stream in &mut streams {
+            // The first one may still be answered before its thread is away.
+            until_it_is(stream, "lane-0-aside").await;
+            assert_eq!(who(stream).await, "lane-0-aside");
+        }
+        // One that comes to the lane now.
+        assert_eq!(who(&mut beside).await, "lane-0-aside");
+        goes_on.send(()).unwrap();
+        for stream in streams.iter_mut().chain([&mut beside]) {
+            until_it_is(stream, "lane-0").await;
+        }
+        // And stays: for longer than it takes to be missed.
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(1_500) {
+            assert_eq!(who(&mut beside).await, "lane-0");
+        }
+    }
+    // The server ends while the thread is away: its connections do, and the thread when it comes back.
+    let (goes_on, gone) = std::sync::mpsc::channel();
+    *fake.disk.answer.lock() = Some(gone);
+    fake.disk.asked.notify_one();
+    until_it_is(&mut beside, "lane-0-aside").await;
+    let ((), ()) = tokio::join!(server.stop(), async {
+        for stream in streams.iter_mut().chain([&mut beside]) {
+            assert_eq!(to_end(stream).await, b"");
+        }
+        goes_on.send(()).unwrap();
+    });
+}

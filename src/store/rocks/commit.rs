@@ -37,7 +37,7 @@ impl RocksStore {
     pub(super) fn commit_all(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
         let Some(newest) = events.last() else { return Ok(()) };
         let db = self.db()?;
-        self.reserve(newest.id)?;
+        self.reserve(&db, newest.id)?;
         let _no_forgetting = self.naming.lock();
         let Prepared { mut batch, created, keyed, committed } = self.prepare(&db, events, newest);
         for one in remembered {

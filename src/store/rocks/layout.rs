@@ -49,7 +49,13 @@ pub mod meta {
     pub const HOLE: &[u8] = b"hole";
     /// u32: one more than the largest topic number ever given.
     pub const NEXT_TOPIC: &[u8] = b"next_topic";
+    /// 1: ids may have been given that the log does not hold, so the file `ids` is needed. Written when the file first is there, and taken
+    /// away by a clean stop, and by a start with durability `sync`.
+    pub const IDS: &[u8] = b"ids";
 }
+
+/// What [`meta::IDS`] holds.
+pub const IDS_NEEDED: [u8; 1] = [1];
 
 /// The version of the layout that this program writes.
 pub const FORMAT_VERSION: u32 = 2;

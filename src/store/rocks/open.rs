@@ -18,8 +18,8 @@ use rocksdb::{
 use super::ahead::{AHEAD_BYTES, Ahead};
 use super::directory::Directory;
 use super::layout::{
-    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC, last_id, log_id,
-    log_key, meta, pair,
+    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, IDS_NEEDED, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC,
+    last_id, log_id, log_key, meta, pair,
 };
 use super::manifest::{Manifest, ManifestError};
 use super::recover::recover;
@@ -27,7 +27,7 @@ use super::remembered::Keys;
 use super::{Handle, Options, RocksStore, index, resolve, sums};
 use crate::event::EventId;
 use crate::record::{Record, TopicNumber};
-use crate::store::mark::{Mark, MarkError};
+use crate::store::mark::{LOST_IDS, Mark, MarkError};
 use crate::store::space::Gauge;
 use crate::store::wal::WalError;
 use crate::store::{Durability, StoreError, wal};
@@ -106,6 +106,7 @@ impl RocksStore {
             directory: RwLock::new(opened.directory),
             keys: Mutex::new(opened.keys),
             mark: Mutex::new(opened.mark),
+            ids_noted: AtomicBool::new(opened.ids_noted),
             floors,
             poisoned: AtomicBool::new(false),
             reading_only: AtomicBool::new(false),
@@ -171,6 +172,7 @@ impl RocksStore {
         }
         self.keys.lock().replace(opened.keys);
         *self.mark.lock() = opened.mark;
+        self.ids_noted.store(opened.ids_noted, Ordering::Release);
         *self.resolved.lock() = resolve::Resolved::default();
         *self.summaries.lock() = index::Summaries::default();
         *db = Some(opened.db);
@@ -220,6 +222,8 @@ struct Opened {
     directory: Directory,
     keys: Keys,
     mark: Mark,
+    /// [`meta::IDS`] is there.
+    ids_noted: bool,
     name: Arc<str>,
 }
 
@@ -234,27 +238,79 @@ impl Opened {
                 WalError::Corrupt { .. } | WalError::Missing { .. } => corrupt(&e),
             })?;
         }
-        let (mark, reserved) = Mark::open(&options.dir).map_err(|e| match e {
-            MarkError::Io { .. } => StoreError::io("reading the reserved ids")(&e),
-            MarkError::Version { .. } => StoreError::Version(e.to_string().into()),
-            MarkError::Corrupt { .. } => corrupt(&e),
-        })?;
+        let found = find_mark(options, &dir)?;
         let db = open_database(options, &dir, floors)?;
         let holder = RwLock::new(Some(db));
-        let (directory, keys, name) = {
+        let (directory, keys, name, mark, ids_noted) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
             let mut directory = recover(&db)?;
-            skip_reserved(&db, &mut directory, reserved.unwrap_or(0))?;
+            let (mark, reserved) = match found {
+                Some((mark, reserved)) => (Some(mark), reserved.unwrap_or(0)),
+                None => (None, directory.tail.max(directory.hole.1) + LOST_IDS),
+            };
+            skip_reserved(&db, &mut directory, reserved)?;
+            let anew = || Mark::begin_anew(&options.dir, reserved).map_err(|e| StoreError::io("reserving ids")(&e));
+            let mark = mark.map_or_else(anew, Ok)?;
+            let ids_noted = note_ids(&db, &mark, options.durability)?;
             let keys = Keys::recover(&db, floors.keys(), directory.tail)?;
-            (directory, keys, name)
+            (directory, keys, name, mark, ids_noted)
         };
         let db = holder.into_inner().expect("it was put there above");
         if let Err(error) = sums::write(&options.dir) {
             tracing::debug!(%error, "the sums of the settings were not noted");
         }
-        Ok(Self { db, directory, keys, mark, name })
+        Ok(Self { db, directory, keys, mark, ids_noted, name })
     }
+}
+
+/// The mark, and what is reserved; nothing where it was given up. Refuses a log whose mark is needed and is not there; changes nothing.
+fn find_mark(options: &Options, dir: &Path) -> Result<Option<(Mark, Option<EventId>)>, StoreError> {
+    if Mark::is_given_up(&options.dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
+        return Ok(None);
+    }
+    let found = Mark::open(&options.dir).map_err(|e| match e {
+        MarkError::Io { .. } => StoreError::io("reading the reserved ids")(&e),
+        MarkError::Version { .. } => StoreError::Version(e.to_string().into()),
+        MarkError::Corrupt { .. } | MarkError::Missing { .. } => corrupt(&e),
+    })?;
+    if found.1.is_none() && are_ids_noted(dir)? {
+        return Err(corrupt(&Mark::missing(&options.dir)));
+    }
+    Ok(Some(found))
+}
+
+/// Whether the database in `dir`, which nobody has open, notes that the mark is needed. Only a log that has no mark is asked.
+fn are_ids_noted(dir: &Path) -> Result<bool, StoreError> {
+    if !dir.join("CURRENT").exists() {
+        return Ok(false);
+    }
+    let mut options = rocksdb::Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    let families = DB::list_cf(&options, dir).map_err(|e| corrupt(&e))?;
+    // A log whose making was interrupted has not come so far.
+    if !families.iter().any(|name| name == META) {
+        return Ok(false);
+    }
+    // With all families, though one is asked: RocksDB dies of a null pointer where others have rows in the write-ahead logs.
+    let db = opened(DB::open_cf_for_read_only(&options, dir, families, false))?;
+    let metas = db.cf_handle(META).expect("it was opened with this family");
+    Ok(db.get_pinned_cf(metas, meta::IDS).map_err(|e| index::read_failed(&e))?.is_some())
+}
+
+/// Notes that the mark is needed, or that it is not any more; answers which. With [`Durability::Sync`] nothing rests on it from here on:
+/// what it covered is a hole that was written down.
+fn note_ids(db: &Handle<'_>, mark: &Mark, durability: Durability) -> Result<bool, StoreError> {
+    let is_noted = db.get_pinned_cf(db.cf(META), meta::IDS).map_err(|e| index::read_failed(&e))?.is_some();
+    let is_needed = mark.reserved().is_some() && durability != Durability::Sync;
+    let mut batch = WriteBatch::default();
+    match (is_noted, is_needed) {
+        (false, true) => batch.put_cf(db.cf(META), meta::IDS, IDS_NEEDED),
+        (true, false) => batch.delete_cf(db.cf(META), meta::IDS),
+        _ => return Ok(is_needed),
+    }
+    write_synced(db, batch)?;
+    Ok(is_needed)
 }
 
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {

@@ -106,7 +106,7 @@ pub fn verify(dir: &Path, watch: &mut dyn Watch) -> Result<Summary, VerifyError>
     let _lock = lock(dir, &mut to)?;
     let can_be_opened = files::check_all(dir, &mut to)?;
     if can_be_opened {
-        contents::check(&dir.join("db"), &mut to);
+        contents::check(dir, &mut to);
     } else {
         to.note("log", "the events were not looked at, as the database cannot be opened as it is");
     }

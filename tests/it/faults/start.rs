@@ -85,10 +85,6 @@ fn a_log_of_which_a_file_is_missing_or_cut_is_refused_and_left_as_it_is() {
     log_in(&whole);
     for ending in ["CURRENT", "MANIFEST-", ".sst", "ids"] {
         for cut in ["missing", "empty", "half"] {
-            // Without the mark the log is one that never had any, of durability sync.
-            if (ending, cut) == ("ids", "missing") {
-                continue;
-            }
             let dir = home.path().join(format!("{ending}-{cut}"));
             copy(&whole, &dir);
             let file = if ending == "ids" { dir.join("ids") } else { one(&dir, ending) };
@@ -115,6 +111,24 @@ fn a_log_of_which_a_file_is_missing_or_cut_is_refused_and_left_as_it_is() {
             assert!(before.keys().eq(after.keys()), "{ending} {cut}: {:?} {:?}", before.keys(), after.keys());
             for (path, bytes) in &before {
                 assert!(after[path] == *bytes, "{ending} {cut}: {} was changed", path.display());
+            }
+            // Gone for good, more ids are skipped than can have been given, and who may have seen them is told.
+            if ending == "ids" {
+                assert!(said.contains("ids.skip"), "{said}");
+                let given_up = home.path().join(format!("given-up-{cut}"));
+                copy(&dir, &given_up);
+                fs::write(given_up.join("ids.skip"), "").unwrap();
+                let server = TestServer::start_in(&given_up, &["durability=interval"]);
+                let tail = server.tail();
+                assert!((1 << 24..1 << 25).contains(&tail), "{tail}");
+                assert_eq!(server.everything("/topics/a").len(), 60);
+                let gap = server.stream("/topics/a", &[("Last-Event-ID", "1000000")]).control("tidelog.gap");
+                assert_eq!(gap.json()["reason"], "lost");
+                assert_eq!(server.publish("a", "on from there"), tail + 1);
+                server.kill();
+                // Once only: the mark is there again.
+                let server = TestServer::start_in(&given_up, &["durability=interval"]);
+                assert!((tail + 1..tail + 200_000).contains(&server.tail()), "{} {tail}", server.tail());
             }
             // Put back, it is what it was.
             let original = whole.join(file.strip_prefix(&dir).unwrap());

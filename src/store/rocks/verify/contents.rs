@@ -15,11 +15,13 @@ use rocksdb::{
 };
 
 use super::super::layout::{
-    FAMILIES, FORMAT_VERSION, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta, read_pair,
+    FAMILIES, FORMAT_VERSION, IDS_NEEDED, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta,
+    read_pair,
 };
 use super::Counted;
 use crate::event::{EVENT_ID_MAX, EventId, Millis};
 use crate::record::TopicNumber;
+use crate::store::mark::Mark;
 use crate::topic::Topic;
 
 /// Blocks are read once; few are worth keeping.
@@ -42,6 +44,7 @@ struct Log {
     last_time: Millis,
     floor: EventId,
     hole: (EventId, EventId),
+    needs_ids: bool,
     next_topic: TopicNumber,
     topics: HashMap<TopicNumber, Known>,
     /// The highest floor of any topic.
@@ -119,14 +122,17 @@ impl Rows {
     }
 }
 
-/// Looks at all rows of the database in `dir`.
+/// Looks at all rows of the log in `dir`.
 pub fn check(dir: &Path, to: &mut Counted<'_>) {
-    let rows = match Rows::open(dir) {
+    let rows = match Rows::open(&dir.join("db")) {
         Ok(rows) => rows,
         Err(error) => return to.damage("db", format!("it cannot be opened: {error}")),
     };
     let mut log = Log::default();
     check_meta(&rows, &mut log, to);
+    if log.needs_ids && dir.join("ids").try_exists().is_ok_and(|exists| !exists) {
+        to.damage("ids", Mark::missing(dir).to_string());
+    }
     check_topics(&rows, &mut log, to);
     check_segments(&rows, &mut log, to);
     log::check(&rows, &mut log, to);
@@ -155,6 +161,10 @@ fn check_meta(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
             meta::FLOOR => u64_of(value).map(|floor| log.floor = floor).is_some(),
             meta::HOLE => {
                 read_pair(value).map(|hole| log.hole = hole).is_some() && 0 < log.hole.0 && log.hole.0 <= log.hole.1
+            }
+            meta::IDS => {
+                log.needs_ids = true;
+                value == IDS_NEEDED
             }
             meta::NEXT_TOPIC => u32_of(value).map(|next| log.next_topic = next).is_some(),
             _ => false,

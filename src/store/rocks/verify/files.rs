@@ -53,7 +53,7 @@ fn what(name: &str) -> What {
         "lock" | "db/LOCK" => return What::Lock,
         "ids" => return What::Ids,
         "sums" => return What::Sums,
-        "ids.new" | "sums.new" => return What::Unfinished,
+        "ids.new" | "sums.new" | mark::SKIP => return What::Unfinished,
         "db/CURRENT" => return What::Current,
         "db/IDENTITY" => return What::Identity,
         _ => {}
