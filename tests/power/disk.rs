@@ -342,12 +342,6 @@ impl<'j> Disk<'j> {
         left
     }
 
-    /// Whether a write to a file of RocksDB's manifest is not on the disk for certain.
-    pub fn may_tear_manifest(&self) -> bool {
-        let is_pending = |node: Node| self.nodes[node].as_ref().is_some_and(|file| !file.pending.is_empty());
-        self.names.iter().any(|(path, node)| path.contains("MANIFEST") && is_pending(*node))
-    }
-
     /// How many operations are not on the disk for certain: on files, and on names.
     pub fn unsynced(&self) -> (usize, usize) {
         (self.nodes.iter().flatten().map(|file| file.pending.len()).sum(), self.pending.len())

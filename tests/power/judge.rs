@@ -15,15 +15,6 @@ use crate::life::{Knew, Known, Told};
 use crate::model::{Change, Model};
 use crate::worker::Fact;
 
-/// When the power went.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// How long the journal was.
-    pub at: u64,
-    /// Whether the manifest was being written.
-    pub manifest: bool,
-}
-
 /// What a log was found to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -147,21 +138,19 @@ pub fn open(dir: &Path, durability: Durability) -> Result<Result<(RocksStore, He
     }
 }
 
-/// What may be refused, rather than opened shorter than it was: without `sync`, a write-ahead log with a hole; and in every mode a
-/// MANIFEST of which the last write is torn within (its sectors are not all there, and the file is as long as with them), which
-/// RocksDB does not tell from a flipped bit. How often that comes is counted.
-fn may_refuse(why: &str, durability: Durability, manifest: bool) -> bool {
-    durability != Durability::Sync && why.contains("the write-ahead log")
-        || manifest && why.contains("checksum mismatch") && why.contains("MANIFEST")
+/// What may be refused, rather than opened shorter than it was: without `sync`, a write-ahead log with a hole, or one of which a torn
+/// MANIFEST cannot be told to need nothing that is gone. With `sync` nothing.
+fn may_refuse(why: &str, durability: Durability) -> bool {
+    durability != Durability::Sync && why.contains("write-ahead log")
 }
 
 /// Judges the disk under `dir` as the power left it.
-pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> Result<Verdict, String> {
+pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
     let (store, held) = match open(dir, durability)? {
         Ok(opened) => opened,
-        Err(why) if may_refuse(&why, durability, cut.manifest) => {
+        Err(why) if may_refuse(&why, durability) => {
             verdict.refused = Some(why);
             return Ok(verdict);
         }
@@ -174,7 +163,7 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> 
             other => return Err(format!("event {id} is {told:?}; it was {other:?}")),
         }
     }
-    let before = |when: u64| when <= cut.at;
+    let before = |when: u64| when <= at;
     let mut largest = 0;
     let mut lost = 0;
     for knew in known.events.iter().filter(|knew| before(knew.known)) {
@@ -213,15 +202,11 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> 
 }
 
 /// Judges a disk on which a log had been opened after a cut, and found to hold `before`, when all that was published since is `knew`.
-pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], cut: Moment) -> Result<Verdict, String> {
+pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
     let (_, held) = match open(dir, Durability::Sync)? {
         Ok(opened) => opened,
-        Err(why) if may_refuse(&why, Durability::Sync, cut.manifest) => {
-            verdict.refused = Some(why);
-            return Ok(verdict);
-        }
         Err(why) => return Err(format!("it is refused: {why}")),
     };
     whole(&held.log)?;
@@ -229,7 +214,7 @@ pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], cut: Moment) -> Res
         return Err("what was found after the first cut is not what is there after the second".to_owned());
     }
     let mut least = before.log.clone();
-    least.extend(knew.iter().filter(|knew| knew.known <= cut.at).map(|knew| (knew.id, knew.told.clone())));
+    least.extend(knew.iter().filter(|knew| knew.known <= at).map(|knew| (knew.id, knew.told.clone())));
     let mut most = least.clone();
     most.extend(knew.iter().map(|knew| (knew.id, knew.told.clone())));
     if let Some((id, _)) = least.iter().find(|(id, told)| held.log.get(id) != Some(told)) {
