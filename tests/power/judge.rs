@@ -11,7 +11,7 @@ use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, StoreError, wal};
 use tidelog::topic::{Filter, Pattern};
 
-use crate::life::{Knew, Known, Told};
+use crate::life::{Known, Second, Told};
 use crate::model::{Change, Model};
 use crate::worker::Fact;
 
@@ -201,8 +201,8 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Resu
     Ok(verdict)
 }
 
-/// Judges a disk on which a log had been opened after a cut, and found to hold `before`, when all that was published since is `knew`.
-pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], at: u64) -> Result<Verdict, String> {
+/// Judges a disk on which a log had been opened after a cut, and found to hold `before`, by what that `second` start was asked and told.
+pub fn judge_again(dir: &Path, before: &Held, second: &Second, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
     let (_, held) = match open(dir, Durability::Sync)? {
@@ -214,13 +214,16 @@ pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], at: u64) -> Result<
         return Err("what was found after the first cut is not what is there after the second".to_owned());
     }
     let mut least = before.log.clone();
+    let knew = &second.knew;
     least.extend(knew.iter().filter(|knew| knew.known <= at).map(|knew| (knew.id, knew.told.clone())));
     let mut most = least.clone();
     most.extend(knew.iter().map(|knew| (knew.id, knew.told.clone())));
     if let Some((id, _)) = least.iter().find(|(id, told)| held.log.get(id) != Some(told)) {
         return Err(format!("event {id} is gone, which was found after the first cut, or acked since"));
     }
-    if let Some((id, told)) = held.log.iter().find(|(id, told)| most.get(id) != Some(told)) {
+    let last = most.last_key_value().map_or(0, |(id, _)| *id);
+    let may_be = |id: u64, told: &Told| most.get(&id).or(second.asked.as_ref().filter(|_| id > last)) == Some(told);
+    if let Some((id, told)) = held.log.iter().find(|&(id, told)| !may_be(*id, told)) {
         return Err(format!("event {id} is {told:?}, which it never was"));
     }
     verdict.more = held.log.len() > least.len();

@@ -269,7 +269,7 @@ fn again(name: &str, recording: &Recording, seed: u64, cuts: u64) {
             disk::write(&image, dir.path());
             let data_dir = dir.path().join("data");
             let verdict = match second.served {
-                Some(since) if at >= since => judge::judge_again(&data_dir, &found, &second.knew, at),
+                Some(since) if at >= since => judge::judge_again(&data_dir, &found, &second, at),
                 // Nobody was told anything by the second start.
                 _ => judge(&data_dir, Durability::Sync, &recording.known, moment),
             };
