@@ -69,6 +69,22 @@ pub fn records(journal: &[u8], mut offset: usize) -> impl Iterator<Item = Record
     })
 }
 
+/// Where the writes to any MANIFEST that the journal sees being made end.
+pub fn manifest_writes(journal: &[u8]) -> Vec<u64> {
+    let (mut inodes, mut ends) = (Vec::new(), Vec::new());
+    for record in records(journal, 0) {
+        let is_one = inodes.contains(&record.inode);
+        match record.kind {
+            CREATE if String::from_utf8_lossy(record.a).contains("/MANIFEST-") => inodes.push(record.inode),
+            // An inode's number is given again.
+            CREATE | MKDIR if is_one => inodes.retain(|&inode| inode != record.inode),
+            WRITE if is_one => ends.push(record.end),
+            _ => {}
+        }
+    }
+    ends
+}
+
 type Node = usize;
 
 #[derive(Debug, Clone, Copy)]

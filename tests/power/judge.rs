@@ -1,12 +1,14 @@
 //! What must be found on a disk after a power cut, by what had been promised when the power went.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 use tidelog::event::{Digest, EventRef};
 use tidelog::sse::GapReason;
+use tidelog::store::rocks::verify::{Finding, Kind, Watch, verify_file};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, StoreError, wal};
 use tidelog::topic::{Filter, Pattern};
@@ -27,9 +29,12 @@ pub struct Held {
 
 /// How a disk was judged.
 #[derive(Debug, Clone, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "they are counted one by one")]
 pub struct Verdict {
     /// The write-ahead log had a torn end, which was accepted.
     pub torn: bool,
+    /// The MANIFEST had a torn end, which was cut off.
+    pub manifest: bool,
     /// Not opened, and said why.
     pub refused: Option<String>,
     /// Something that nobody had been told of yet was there, as a whole.
@@ -138,6 +143,25 @@ pub fn open(dir: &Path, durability: Durability) -> Result<Result<(RocksStore, He
     }
 }
 
+#[derive(Default)]
+struct Found(Vec<Finding>);
+
+impl Watch for Found {
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+    fn begin(&mut self, _: &'static str, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+}
+
+/// As `verify` tells.
+fn has_torn_manifest(dir: &Path) -> bool {
+    let Ok(name) = fs::read_to_string(dir.join("db/CURRENT")) else { return false };
+    let mut found = Found::default();
+    verify_file(dir, &format!("db/{}", name.trim_end()), &mut found).is_ok()
+        && found.0.iter().any(|finding| finding.kind == Kind::Note && finding.what.contains("cuts the file off"))
+}
+
 /// What may be refused, rather than opened shorter than it was: without `sync`, a write-ahead log with a hole, or one of which a torn
 /// MANIFEST cannot be told to need nothing that is gone. With `sync` nothing.
 fn may_refuse(why: &str, durability: Durability) -> bool {
@@ -148,6 +172,7 @@ fn may_refuse(why: &str, durability: Durability) -> bool {
 pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
+    verdict.manifest = has_torn_manifest(dir);
     let (store, held) = match open(dir, durability)? {
         Ok(opened) => opened,
         Err(why) if may_refuse(&why, durability) => {
@@ -205,6 +230,7 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Resu
 pub fn judge_again(dir: &Path, before: &Held, second: &Second, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
+    verdict.manifest = has_torn_manifest(dir);
     let (_, held) = match open(dir, Durability::Sync)? {
         Ok(opened) => opened,
         Err(why) => return Err(format!("it is refused: {why}")),

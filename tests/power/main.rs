@@ -82,7 +82,8 @@ struct Cut {
 }
 
 /// Where to cut: some at the moment when somebody came to know something, some where for a while nobody did (starts, recoveries, what
-/// goes on in the background), some anywhere; and everywhere around the sealing of a segment.
+/// goes on in the background), some anywhere; besides, some where RocksDB has written to its MANIFEST, and everywhere around the sealing
+/// of a segment.
 fn moments(recording: &Recording, cuts: u64, rng: &mut Rng) -> Vec<u64> {
     let ends: Vec<u64> = records(&recording.journal, 0).map(|record| record.end).collect();
     let known = &recording.known;
@@ -103,6 +104,11 @@ fn moments(recording: &Recording, cuts: u64, rng: &mut Rng) -> Vec<u64> {
             _ => one(rng, &ends),
         })
         .collect();
+    // While it is not synced; each such time is a blink of an eye.
+    let manifest = disk::manifest_writes(&recording.journal);
+    if !manifest.is_empty() {
+        moments.extend((0..cuts / 5).map(|_| one(rng, &manifest)));
+    }
     if let Some(full) = known.events.iter().filter(|knew| knew.id >> 16 > 0).map(|knew| knew.known).min() {
         moments.extend(quiet.iter().filter(|end| **end > full).take(60));
     }
@@ -115,6 +121,7 @@ fn moments(recording: &Recording, cuts: u64, rng: &mut Rng) -> Vec<u64> {
 struct Sum {
     cuts: u64,
     torn: u64,
+    manifest: u64,
     more: u64,
     lost: u64,
     refused: BTreeMap<String, u64>,
@@ -124,6 +131,7 @@ impl Sum {
     fn add(&mut self, verdict: Verdict) {
         self.cuts += 1;
         self.torn += u64::from(verdict.torn);
+        self.manifest += u64::from(verdict.manifest);
         self.more += u64::from(verdict.more);
         self.lost += u64::from(verdict.lost);
         if let Some(why) = verdict.refused {
@@ -299,6 +307,7 @@ fn nothing_acked_or_delivered_is_lost_with_sync() {
         linger: false,
     });
     assert!(sum.torn * 50 > sum.cuts, "hardly any torn end was tried: {sum:?}");
+    assert!(sum.manifest > 0 || sum.cuts < 100, "no torn end of a MANIFEST was tried: {sum:?}");
 }
 
 #[test]

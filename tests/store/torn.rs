@@ -29,6 +29,12 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
+fn seeded(seed: u64) -> fastrand::Rng {
+    let seed = number("SEED", seed);
+    println!("SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
 fn open(dir: &Path, durability: Durability) -> Result<RocksStore, StoreError> {
     RocksStore::open(Options { durability, write_buffer_bytes: 64 << 10, ..Options::new(dir) })
 }
@@ -177,9 +183,7 @@ fn appends(random: &mut fastrand::Rng, wanted: usize) -> Vec<Append> {
 
 #[test]
 fn a_torn_append_is_cut_off_and_nothing_is_lost() {
-    let seed = number("SEED", 0x746f_726e);
-    println!("SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded(0x746f_726e);
     let (mut torn, mut like_a_flip) = (0, 0);
     let rounds = number("TORN_ROUNDS", 10);
     for append in appends(&mut random, usize::try_from(rounds).unwrap()) {
@@ -199,7 +203,7 @@ fn a_torn_append_is_cut_off_and_nothing_is_lost() {
         let mut ends: Vec<Vec<u8>> =
             patterns.into_iter().map(|pattern| zeroed(&|at| pattern >> (at / SECTOR - first) & 1 == 1)).collect();
         // And half of it, whatever a disk's unit is; or bytes that were there before.
-        let middle = (old.len() + new.len()) / 2;
+        let middle = usize::midpoint(old.len(), new.len());
         ends.extend([zeroed(&|at| at < middle), zeroed(&|at| at >= middle), new[..middle].to_vec()]);
         ends.push([&old[..], &(0..200).map(|_| random.u8(..)).collect::<Vec<_>>()].concat());
         for (n, end) in ends.into_iter().enumerate() {
@@ -243,18 +247,19 @@ fn a_torn_append_is_cut_off_and_nothing_is_lost() {
 
 #[test]
 fn a_torn_append_of_a_log_that_lacks_a_file_is_refused() {
-    let mut random = fastrand::Rng::with_seed(number("SEED", 3));
+    let mut random = seeded(3);
     let (mut logs, mut tables) = (0, 0);
     for append in appends(&mut random, 6) {
         let old = fs::read(manifest(append.before.path())).unwrap();
         let files = listing(append.before.path());
         let is_log = |name: &&String| Path::new(name).extension().is_some_and(|e| e == "log");
+        let is_table = |name: &&String| Path::new(name).extension().is_some_and(|e| e == "sst");
         let names = || files.iter().map(|(name, _)| name);
         let mut found = Found::default();
         verify(append.before.path(), &mut found).unwrap();
         let is_named =
             |name: &&String| !found.0.iter().any(|f| f.place == **name && f.what.contains("nothing names it"));
-        let mut gone: Vec<&String> = names().filter(|name| name.ends_with(".sst")).filter(is_named).collect();
+        let mut gone: Vec<&String> = names().filter(is_table).filter(is_named).collect();
         tables += gone.len();
         let newest = names().filter(is_log).max().unwrap();
         gone.push(newest);
@@ -276,7 +281,7 @@ fn a_torn_append_of_a_log_that_lacks_a_file_is_refused() {
 #[test]
 fn a_change_that_is_torn_between_its_records_is_refused() {
     const LEFT_OF_GROUP: [u8; 2] = [0xac, 0x02];
-    let mut random = fastrand::Rng::with_seed(number("SEED", 5));
+    let mut random = seeded(5);
     let append = appends(&mut random, 1).remove(0);
     let old = fs::read(manifest(append.before.path())).unwrap();
     for left in [0, 1] {
@@ -293,7 +298,7 @@ fn a_change_that_is_torn_between_its_records_is_refused() {
 #[test]
 fn a_torn_record_of_many_blocks_is_cut_off_where_it_begins() {
     const UNKNOWN: [u8; 2] = [0xe4, 0x47];
-    let mut random = fastrand::Rng::with_seed(number("SEED", 4));
+    let mut random = seeded(4);
     let append = appends(&mut random, 1).remove(0);
     let old = fs::read(manifest(append.before.path())).unwrap();
     let text = vec![7; 100_000];
@@ -336,9 +341,7 @@ fn a_torn_record_of_many_blocks_is_cut_off_where_it_begins() {
 /// Damage that no power cut leaves: any record, however long ago it was relied on, and all behind it.
 #[test]
 fn wherever_it_stops_making_sense_the_log_is_not_shorter() {
-    let seed = number("SEED", 0x6f6c_6465);
-    println!("SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded(0x6f6c_6465);
     let (mut whole, mut refused, mut flips) = (0, 0, 0);
     let rounds = number("TORN_ROUNDS", 10);
     for round in 0..rounds {
