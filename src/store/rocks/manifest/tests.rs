@@ -178,7 +178,7 @@ fn do_something(db: &DB, rows: &mut Rows, random: &mut fastrand::Rng) {
 
 #[test]
 fn what_is_found_whole_is_whole() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(2);
     println!("SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut whole, mut older, mut refused, mut of_ends) = (0, 0, 0, 0);
