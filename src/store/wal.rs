@@ -151,16 +151,28 @@ pub fn stray_bit(place: &Place) -> io::Result<Option<u64>> {
     }
 }
 
-/// Reads any file of records, of which each was synced before the next was begun, and gives each, put together, with its offset; the
-/// MANIFEST is written so. Memory is the largest record. No one may write it meanwhile.
+/// What was read of a file of records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Its length.
+    pub bytes: u64,
+    /// Where it stops making sense, and where the record begins that is not whole there.
+    pub bad: Option<(Place, u64)>,
+    /// Something lies in the last bytes of a block, which belong to no record and are not read.
+    pub padding: Option<Place>,
+}
+
+/// Reads any file of records, and gives each, put together, with its offset, up to the first that is not whole; the MANIFEST is written
+/// so. Whether what is bad there is a torn write is for the caller to find out. Memory is the largest record. No one may write it meanwhile.
 ///
 /// # Errors
-/// [`WalError`] when it cannot be read, or not to its end and that end is not a torn last write.
-pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<WalReport, WalError> {
+/// [`WalError`] when it cannot be read, or what is bad is no torn write for certain: a single flipped bit, or records that are whole
+/// and make no sense.
+pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<Records, WalError> {
     let io = |source| WalError::Io { file: path.to_path_buf(), source };
     let corrupt = |offset, what| WalError::Corrupt { place: Place { file: path.to_path_buf(), offset, what } };
     let mut wal = Wal::open(path.to_path_buf()).map_err(io)?;
-    let mut report = WalReport { files: 1, bytes: wal.len, ..WalReport::default() };
+    let mut report = Records { bytes: wal.len, ..Records::default() };
     let mut open: Option<(u64, Vec<u8>)> = None;
     let mut offset = 0;
     // Every turn moves on by at least a byte, or ends.
@@ -172,7 +184,8 @@ pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<WalRepor
                 }
                 offset = next;
             }
-            Look::End if open.is_none() => return Ok(report),
+            Look::End if open.is_none() && offset >= report.bytes => return Ok(report),
+            Look::End if offset < report.bytes => break Bad::Zeros,
             Look::End => break Bad::Cut,
             Look::Bad(what) => break what,
             Look::Record { kind, payload, next } => {
@@ -184,7 +197,6 @@ pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<WalRepor
                 };
                 of.1.extend_from_slice(payload);
                 if matches!(kind, FULL | LAST) {
-                    report.batches += 1;
                     each(of.0, &of.1);
                 } else {
                     open = Some(of);
@@ -196,11 +208,41 @@ pub fn records(path: &Path, each: &mut dyn FnMut(u64, &[u8])) -> Result<WalRepor
     if let Some(bit) = wal.flipped_bit(offset).map_err(io)? {
         return Err(corrupt(offset, Bad::Flipped { bit }));
     }
-    if wal.later_record(offset).map_err(io)? {
-        return Err(corrupt(offset, what));
-    }
-    report.torn = Some(Place { file: path.to_path_buf(), offset, what });
+    let since = open.map_or(offset, |(since, _)| since);
+    report.bad = Some((Place { file: path.to_path_buf(), offset, what }, since));
     Ok(report)
+}
+
+/// The numbers of the write-ahead logs in `dir` in their order, each with the sequence number of its first batch; `None` where it has
+/// no batch, or none that can be read.
+///
+/// # Errors
+/// When the directory or a file cannot be read.
+pub fn beginnings(dir: &Path) -> Result<Vec<(u64, Option<u64>)>, WalError> {
+    let of = |(number, path): (u64, PathBuf)| {
+        let first = first_sequence(&path).map_err(|source| WalError::Io { file: path, source })?;
+        Ok((number, first))
+    };
+    let files = numbered(dir).map_err(|source| WalError::Io { file: dir.to_path_buf(), source })?;
+    files.into_iter().map(of).collect()
+}
+
+/// A batch that is the first of its file has its head within the first fragment, as that has a block's room.
+fn first_sequence(path: &Path) -> io::Result<Option<u64>> {
+    let mut wal = Wal::open(path.to_path_buf())?;
+    let mut offset = 0;
+    // Every turn moves on by a record, or ends.
+    loop {
+        match wal.look(offset)? {
+            Look::Record { kind: PREDECESSOR, next, .. } => offset = next,
+            Look::Record { kind: FULL | FIRST, payload, .. } => {
+                let mut batch = Batch::new(offset);
+                batch.add(payload);
+                return Ok(batch.read().map(|(sequence, _)| sequence));
+            }
+            _ => return Ok(None),
+        }
+    }
 }
 
 /// The bytes of every write-ahead log in `dir`: at most so much is put into files of the database when it is opened.
@@ -220,6 +262,10 @@ pub fn newest(dir: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(numbered(dir)?.into_iter().map(|(_, path)| path).collect())
+}
+
+fn numbered(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -235,7 +281,7 @@ fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     files.sort_unstable();
-    Ok(files.into_iter().map(|(_, path)| path).collect())
+    Ok(files)
 }
 
 /// Why looking at a file ended, the file yet unnamed.

@@ -69,6 +69,22 @@ pub fn records(journal: &[u8], mut offset: usize) -> impl Iterator<Item = Record
     })
 }
 
+/// Where the writes to any MANIFEST that the journal sees being made end.
+pub fn manifest_writes(journal: &[u8]) -> Vec<u64> {
+    let (mut inodes, mut ends) = (Vec::new(), Vec::new());
+    for record in records(journal, 0) {
+        let is_one = inodes.contains(&record.inode);
+        match record.kind {
+            CREATE if String::from_utf8_lossy(record.a).contains("/MANIFEST-") => inodes.push(record.inode),
+            // An inode's number is given again.
+            CREATE | MKDIR if is_one => inodes.retain(|&inode| inode != record.inode),
+            WRITE if is_one => ends.push(record.end),
+            _ => {}
+        }
+    }
+    ends
+}
+
 type Node = usize;
 
 #[derive(Debug, Clone, Copy)]
@@ -340,12 +356,6 @@ impl<'j> Disk<'j> {
             }
         }
         left
-    }
-
-    /// Whether a write to a file of RocksDB's manifest is not on the disk for certain.
-    pub fn may_tear_manifest(&self) -> bool {
-        let is_pending = |node: Node| self.nodes[node].as_ref().is_some_and(|file| !file.pending.is_empty());
-        self.names.iter().any(|(path, node)| path.contains("MANIFEST") && is_pending(*node))
     }
 
     /// How many operations are not on the disk for certain: on files, and on names.

@@ -1,28 +1,21 @@
 //! What must be found on a disk after a power cut, by what had been promised when the power went.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 use tidelog::event::{Digest, EventRef};
 use tidelog::sse::GapReason;
+use tidelog::store::rocks::verify::{Finding, Kind, Watch, verify_file};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, StoreError, wal};
 use tidelog::topic::{Filter, Pattern};
 
-use crate::life::{Knew, Known, Told};
+use crate::life::{Known, Second, Told};
 use crate::model::{Change, Model};
 use crate::worker::Fact;
-
-/// When the power went.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// How long the journal was.
-    pub at: u64,
-    /// Whether the manifest was being written.
-    pub manifest: bool,
-}
 
 /// What a log was found to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +29,12 @@ pub struct Held {
 
 /// How a disk was judged.
 #[derive(Debug, Clone, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "they are counted one by one")]
 pub struct Verdict {
     /// The write-ahead log had a torn end, which was accepted.
     pub torn: bool,
+    /// The MANIFEST had a torn end, which was cut off.
+    pub manifest: bool,
     /// Not opened, and said why.
     pub refused: Option<String>,
     /// Something that nobody had been told of yet was there, as a whole.
@@ -147,21 +143,39 @@ pub fn open(dir: &Path, durability: Durability) -> Result<Result<(RocksStore, He
     }
 }
 
-/// What may be refused, rather than opened shorter than it was: without `sync`, a write-ahead log with a hole; and in every mode a
-/// MANIFEST of which the last write is torn within (its sectors are not all there, and the file is as long as with them), which
-/// RocksDB does not tell from a flipped bit. How often that comes is counted.
-fn may_refuse(why: &str, durability: Durability, manifest: bool) -> bool {
-    durability != Durability::Sync && why.contains("the write-ahead log")
-        || manifest && why.contains("checksum mismatch") && why.contains("MANIFEST")
+#[derive(Default)]
+struct Found(Vec<Finding>);
+
+impl Watch for Found {
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+    fn begin(&mut self, _: &'static str, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+}
+
+/// As `verify` tells.
+fn has_torn_manifest(dir: &Path) -> bool {
+    let Ok(name) = fs::read_to_string(dir.join("db/CURRENT")) else { return false };
+    let mut found = Found::default();
+    verify_file(dir, &format!("db/{}", name.trim_end()), &mut found).is_ok()
+        && found.0.iter().any(|finding| finding.kind == Kind::Note && finding.what.contains("cuts the file off"))
+}
+
+/// What may be refused, rather than opened shorter than it was: without `sync`, a write-ahead log with a hole, or one of which a torn
+/// MANIFEST cannot be told to need nothing that is gone. With `sync` nothing.
+fn may_refuse(why: &str, durability: Durability) -> bool {
+    durability != Durability::Sync && why.contains("write-ahead log")
 }
 
 /// Judges the disk under `dir` as the power left it.
-pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> Result<Verdict, String> {
+pub fn judge(dir: &Path, durability: Durability, known: &Known, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
+    verdict.manifest = has_torn_manifest(dir);
     let (store, held) = match open(dir, durability)? {
         Ok(opened) => opened,
-        Err(why) if may_refuse(&why, durability, cut.manifest) => {
+        Err(why) if may_refuse(&why, durability) => {
             verdict.refused = Some(why);
             return Ok(verdict);
         }
@@ -174,7 +188,7 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> 
             other => return Err(format!("event {id} is {told:?}; it was {other:?}")),
         }
     }
-    let before = |when: u64| when <= cut.at;
+    let before = |when: u64| when <= at;
     let mut largest = 0;
     let mut lost = 0;
     for knew in known.events.iter().filter(|knew| before(knew.known)) {
@@ -212,16 +226,13 @@ pub fn judge(dir: &Path, durability: Durability, known: &Known, cut: Moment) -> 
     Ok(verdict)
 }
 
-/// Judges a disk on which a log had been opened after a cut, and found to hold `before`, when all that was published since is `knew`.
-pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], cut: Moment) -> Result<Verdict, String> {
+/// Judges a disk on which a log had been opened after a cut, and found to hold `before`, by what that `second` start was asked and told.
+pub fn judge_again(dir: &Path, before: &Held, second: &Second, at: u64) -> Result<Verdict, String> {
     let mut verdict = Verdict::default();
     verdict.torn = wal::check(&dir.join("db")).is_ok_and(|report| report.torn.is_some());
+    verdict.manifest = has_torn_manifest(dir);
     let (_, held) = match open(dir, Durability::Sync)? {
         Ok(opened) => opened,
-        Err(why) if may_refuse(&why, Durability::Sync, cut.manifest) => {
-            verdict.refused = Some(why);
-            return Ok(verdict);
-        }
         Err(why) => return Err(format!("it is refused: {why}")),
     };
     whole(&held.log)?;
@@ -229,13 +240,16 @@ pub fn judge_again(dir: &Path, before: &Held, knew: &[Knew], cut: Moment) -> Res
         return Err("what was found after the first cut is not what is there after the second".to_owned());
     }
     let mut least = before.log.clone();
-    least.extend(knew.iter().filter(|knew| knew.known <= cut.at).map(|knew| (knew.id, knew.told.clone())));
+    let knew = &second.knew;
+    least.extend(knew.iter().filter(|knew| knew.known <= at).map(|knew| (knew.id, knew.told.clone())));
     let mut most = least.clone();
     most.extend(knew.iter().map(|knew| (knew.id, knew.told.clone())));
     if let Some((id, _)) = least.iter().find(|(id, told)| held.log.get(id) != Some(told)) {
         return Err(format!("event {id} is gone, which was found after the first cut, or acked since"));
     }
-    if let Some((id, told)) = held.log.iter().find(|(id, told)| most.get(id) != Some(told)) {
+    let last = most.last_key_value().map_or(0, |(id, _)| *id);
+    let may_be = |id: u64, told: &Told| most.get(&id).or(second.asked.as_ref().filter(|_| id > last)) == Some(told);
+    if let Some((id, told)) = held.log.iter().find(|&(id, told)| !may_be(*id, told)) {
         return Err(format!("event {id} is {told:?}, which it never was"));
     }
     verdict.more = held.log.len() > least.len();

@@ -149,6 +149,8 @@ pub struct Second {
     /// How long the journal was when it served; nothing where it died before.
     pub served: Option<u64>,
     pub knew: Vec<Knew>,
+    /// The last that was published, where nobody was told whether it happened.
+    pub asked: Option<Told>,
 }
 
 /// Starts the server on a disk that a cut has left, and has it publish a little.
@@ -160,7 +162,7 @@ pub fn restart(image: &Image, kill_at: Option<u64>, rng: &mut Rng) -> Second {
     disk::write(image, &root);
     File::create(&journal).unwrap();
     let base = Disk::of(&root);
-    let (mut served, mut knew) = (None, Vec::new());
+    let (mut served, mut knew, mut asked) = (None, Vec::new(), None);
     if let Some(mut server) = TestServer::try_start_as(recorded(&root, &journal, kill_at), &root.join("data"), &[]) {
         // Whoever asks now is told what was found.
         served = Some(length(&journal));
@@ -168,15 +170,17 @@ pub fn restart(image: &Image, kill_at: Option<u64>, rng: &mut Rng) -> Second {
         for n in 0..rng.u64(1..40) {
             let Ok(conn) = &mut conn else { break };
             let batch = [("b.0".to_owned(), format!("k{}", n % 3), format!("again/{n}/0/1/"))];
-            match send(conn, &batch, &journal) {
-                Ok(acked) => knew.extend(acked),
-                Err(_) => break,
-            }
+            let Ok(acked) = send(conn, &batch, &journal) else {
+                let [told] = batch;
+                asked = Some(told);
+                break;
+            };
+            knew.extend(acked);
         }
         server.signal(rustix::process::Signal::TERM);
         server.wait();
     }
-    Second { base, journal: fs::read(&journal).unwrap(), served, knew }
+    Second { base, journal: fs::read(&journal).unwrap(), served, knew, asked }
 }
 
 fn one_life(

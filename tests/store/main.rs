@@ -11,4 +11,5 @@ mod kept;
 mod recovery;
 mod retention;
 mod support;
+mod torn;
 mod verify;

@@ -8,8 +8,8 @@
 //!   and a new log is made before it is written. So some log has that number or a larger one.
 //! - of a log that is closed its size is noted when the first batch of the next one is synced. So there is a newer one.
 //!
-//! Each record is synced before the next is begun, so what `wal` says of torn tails and flipped bits holds here too.
-//! It must not know what the files hold, nor write.
+//! A bad place may be what a power cut has left of the last append, or damage: `torn` tells which. It must not know what the files
+//! hold, nor write.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,6 +17,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::store::wal::{self, Place, WalError};
+
+#[cfg(test)]
+mod tests;
+mod torn;
 
 /// A file of sorted rows that the MANIFEST names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +46,26 @@ pub struct Manifest {
     pub closed_wal: u64,
     /// Write-ahead logs with smaller numbers are no longer needed.
     pub min_wal: u64,
-    pub next_file: u64,
-    pub torn: Option<Place>,
+    /// The largest sequence number in any table that there ever was.
+    pub last_sequence: u64,
+    /// What was so when the first append, which the file was begun with, was whole; `None` where it is not.
+    pub begun: Option<Begun>,
+    /// More records are to come of a change that is made as a whole or not at all.
+    pub in_group: bool,
+    /// Where it stops making sense; all above is of what lies before. `torn` tells whether that is enough.
+    pub bad: Option<Place>,
+    /// Where the record begins that is not whole there.
+    pub bad_since: u64,
     /// Something lies where nothing is read.
     pub padding: Option<Place>,
+}
+
+/// What a MANIFEST says at the end of its first append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    pub last_sequence: u64,
+    /// The largest log number of any column family.
+    pub log_number: u64,
 }
 
 /// Why the MANIFEST is not to be trusted.
@@ -62,6 +82,12 @@ pub enum ManifestError {
         place.file.display(), place.offset, place.what
     )]
     Corrupt { place: Place },
+    #[error(
+        "{} is corrupt at byte {}: {}, and this is not the torn end of a last write, as {why}; opening it would silently lose \
+         files of events: bring back what is missing, or restore a backup",
+        place.file.display(), place.offset, place.what
+    )]
+    Damaged { place: Place, why: String },
     #[error("{} cannot be understood: the record at byte {offset} {what}", file.display())]
     Record { file: PathBuf, offset: u64, what: &'static str },
     #[error(
@@ -73,10 +99,11 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Reads the MANIFEST that CURRENT names in `dir`.
+    /// Reads the MANIFEST that CURRENT names in `dir`, up to its end or where it is `bad`.
     ///
     /// # Errors
-    /// [`ManifestError`]: RocksDB must not open the directory, as it would do so without what cannot be read.
+    /// [`ManifestError`]: RocksDB must not open the directory, as it would do so without what cannot be read. That holds for one that is
+    /// `bad` too, unless [`Manifest::check_bad`] allows it.
     pub fn read(dir: &Path) -> Result<Self, ManifestError> {
         let mut manifest = Self { file: current(dir)?, ..Self::default() };
         let file = manifest.file.clone();
@@ -99,8 +126,11 @@ impl Manifest {
         if let Some((offset, what)) = bad {
             return Err(ManifestError::Record { file, offset, what });
         }
-        (manifest.bytes, manifest.torn, manifest.padding) = (read.bytes, read.torn, read.padding);
-        if manifest.families.is_empty() {
+        (manifest.bytes, manifest.padding) = (read.bytes, read.padding);
+        if let Some((place, since)) = read.bad {
+            (manifest.bad, manifest.bad_since) = (Some(place), since);
+        }
+        if manifest.families.is_empty() && manifest.bad.is_none() {
             return Err(ManifestError::Record { file, offset: 0, what: "and all after it name no column family" });
         }
         Ok(manifest)
@@ -126,11 +156,14 @@ impl Manifest {
         let mut fields = Fields(bytes);
         let (mut family, mut log, mut name, mut dropped) = (0, None, None, false);
         let (mut added, mut removed) = (Vec::new(), Vec::new());
+        let (mut next_file, mut left_of_group) = (0, 0);
         while !fields.0.is_empty() {
             match fields.number()? {
                 LOG_NUMBER => log = Some(fields.number()?),
-                NEXT_FILE => self.next_file = fields.number()?,
-                LAST_SEQUENCE | PREVIOUS_LOG | MAX_FAMILY | ATOMIC_GROUP => drop(fields.number()?),
+                NEXT_FILE => next_file = fields.number()?,
+                LAST_SEQUENCE => self.last_sequence = self.last_sequence.max(fields.number()?),
+                ATOMIC_GROUP => left_of_group = fields.number()?,
+                PREVIOUS_LOG | MAX_FAMILY => drop(fields.number()?),
                 MIN_LOG => self.min_wal = fields.number()?,
                 COMPARATOR => drop(fields.slice()?),
                 COMPACT_CURSOR => drop((fields.number()?, fields.slice()?)),
@@ -148,6 +181,7 @@ impl Manifest {
                 _ => return Err("has a field that is not known here"),
             }
         }
+        self.in_group = left_of_group > 0;
         if dropped {
             self.families.remove(&family);
             self.tables.retain(|_, table| table.family != family);
@@ -167,7 +201,16 @@ impl Manifest {
         for (number, size) in added {
             self.tables.insert(number, Table { family, size });
         }
+        if self.begun.is_none() && self.number().is_some_and(|number| next_file > number) {
+            let log_number = self.families.values().map(|&(_, log)| log).max().unwrap_or(0);
+            self.begun = Some(Begun { last_sequence: self.last_sequence, log_number });
+        }
         Ok(())
+    }
+
+    /// The number in its name.
+    fn number(&self) -> Option<u64> {
+        self.file.file_name()?.to_str()?.strip_prefix("MANIFEST-")?.parse().ok()
     }
 }
 

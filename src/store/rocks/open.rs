@@ -320,16 +320,35 @@ pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(format!("{cause}{ask}").into())
 }
 
-/// Refuses a database whose record of its own files is damaged, or tells of a write-ahead log that is not there.
+/// Refuses a database whose record of its own files is damaged, or tells of a write-ahead log that is not there. Mends one whose last
+/// append was torn.
 fn check_manifest(dir: &Path) -> Result<(), StoreError> {
     if !dir.join("CURRENT").exists() {
         return Ok(());
     }
-    let checked = Manifest::read(dir).and_then(|manifest| manifest.check_newest_wal(dir));
-    checked.map_err(|e| match e {
+    let checked = Manifest::read(dir).and_then(|manifest| {
+        manifest.check_newest_wal(dir)?;
+        let upto = manifest.check_bad(dir)?;
+        Ok((manifest, upto))
+    });
+    let (manifest, upto) = checked.map_err(|e| match e {
         ManifestError::Io { .. } => StoreError::io("checking the database's record of its files")(&e),
         _ => corrupt(&e),
-    })
+    })?;
+    upto.map_or(Ok(()), |upto| cut_off(&manifest, upto))
+}
+
+/// Cuts off what a power cut has left of the last append to the MANIFEST. A cut while that is done leaves it or does not.
+fn cut_off(manifest: &Manifest, upto: u64) -> Result<(), StoreError> {
+    let io = StoreError::io("cutting off the torn end of the database's record of its files");
+    let file = File::options().write(true).open(&manifest.file).map_err(|e| io(&e))?;
+    file.set_len(upto).and_then(|()| file.sync_all()).map_err(|e| io(&e))?;
+    let what = manifest.bad.as_ref().map(|bad| bad.what.to_string());
+    tracing::warn!(
+        file = %manifest.file.display(), at = upto, bytes = manifest.bytes - upto, what,
+        "the torn end of a last write to the database's record of its files is cut off; nothing is lost by it"
+    );
+    Ok(())
 }
 
 /// Refuses a log with column families that are not known here, before anything in it is changed.

@@ -125,22 +125,6 @@ impl Wal {
         Ok(flipped_bit(self.rest_of_block(offset)?).map(|bit| offset * 8 + bit))
     }
 
-    /// Whether any record that is whole lies after the bad place at `offset`, wherever it begins. Chance makes one of garbage with less
-    /// than 2^-38 for each byte.
-    pub(super) fn later_record(&mut self, offset: u64) -> io::Result<bool> {
-        let mut at = offset + 1;
-        while at < self.len {
-            let rest = self.rest_of_block(at)?;
-            if (0..rest.len())
-                .any(|skip| matches!(record(&rest[skip..]), Ok((FULL..=LAST, payload, _)) if !payload.is_empty()))
-            {
-                return Ok(true);
-            }
-            at += rest.len() as u64;
-        }
-        Ok(false)
-    }
-
     /// Whether anything after the bad place at `offset` shows that a later batch was written: its beginning, or, with
     /// `fragments`, any piece of it. `since` is where the batch with the bad place began. Every byte is tried, since the
     /// bad record's length may be what is bad.

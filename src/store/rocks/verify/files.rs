@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `db/*.sst` | the MANIFEST names it with its size; every block by its checksum (`table`) |
 //! | `db/*.log` | `store::wal`; what lies behind the last batch is zero |
-//! | `db/MANIFEST-*` | the one that CURRENT names: record by record (`manifest`) |
+//! | `db/MANIFEST-*` | the one that CURRENT names: record by record (`manifest`); an end that is bad must be torn |
 //! | `db/CURRENT` | names a MANIFEST that is there |
 //! | `db/IDENTITY` | the id that the MANIFEST has too |
 //! | `db/OPTIONS-*` | its sum is in `sums` |
@@ -101,7 +101,8 @@ pub fn check_all(dir: &Path, to: &mut Counted<'_>) -> Result<bool, VerifyError> 
     let files = list(dir)?;
     to.watch.begin("files", files.values().sum());
     let known = Known::read(dir, to);
-    let mut can_be_opened = known.manifest.is_some();
+    // The next start cuts it off; nothing is changed from here. RocksDB is not to read one: some it reads without end.
+    let mut can_be_opened = known.manifest.as_ref().is_some_and(|manifest| manifest.bad.is_none());
     for (name, &size) in &files {
         (to.summary.files, to.summary.bytes) = (to.summary.files + 1, to.summary.bytes + size);
         match what(name) {
@@ -149,12 +150,7 @@ impl Known {
                 None
             }
         };
-        if let Some(manifest) = &manifest
-            && let Some(place) = &manifest.torn
-        {
-            let what = format!("{}: the torn end of a last write, as a power cut may leave it", place.what);
-            to.note(format!("{}: byte {}", within(dir, &place.file), place.offset), what);
-        }
+        let manifest = manifest.filter(|manifest| is_enough(dir, manifest, to));
         if let Some(place) = manifest.as_ref().and_then(|manifest| manifest.padding.as_ref()) {
             to.damage(format!("{}: byte {}", within(dir, &place.file), place.offset), place.what.to_string());
         }
@@ -338,12 +334,38 @@ impl Known {
     }
 }
 
+/// Whether what can be read of a MANIFEST describes a whole log.
+fn is_enough(dir: &Path, manifest: &Manifest, to: &mut Counted<'_>) -> bool {
+    let Some(bad) = &manifest.bad else { return true };
+    match manifest.check_bad(&dir.join("db")) {
+        Ok(None) => true,
+        Ok(Some(upto)) => {
+            let what = format!(
+                "{}: the torn end of a last write, as a power cut may leave it; nothing is lost by it, and the next start cuts the file \
+                 off at byte {upto}; until then RocksDB is not to read it",
+                bad.what
+            );
+            to.note(format!("{}: byte {}", within(dir, &bad.file), bad.offset), what);
+            true
+        }
+        Err(error) => {
+            let (place, what) = place_of(dir, &error);
+            to.damage(place, what);
+            false
+        }
+    }
+}
+
 /// Where an error about the MANIFEST is, and what.
 fn place_of(dir: &Path, error: &ManifestError) -> (String, String) {
     match error {
         ManifestError::Corrupt { place } => {
             (format!("{}: byte {}", within(dir, &place.file), place.offset), place.what.to_string())
         }
+        ManifestError::Damaged { place, why } => (
+            format!("{}: byte {}", within(dir, &place.file), place.offset),
+            format!("{}; it is not the torn end of a last write, as {why}", place.what),
+        ),
         ManifestError::Record { file, offset, what } => {
             (format!("{}: byte {offset}", within(dir, file)), format!("the record {what}"))
         }
