@@ -1,6 +1,6 @@
 //! What leaves a stream in one write: frames that have gathered, as one chunk of HTTP/1.1, and what of them a socket did not take.
 //!
-//! Small ones are copied together, since one short copy costs less than a list of slices; large ones leave from where they lie.
+//! Small ones are copied together, since a short copy costs less than a list of slices; large ones leave from where they lie.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Result, Write as _};
@@ -13,7 +13,7 @@ use bytes::{Buf as _, Bytes};
 pub const WRITE_BYTES: usize = 64 << 10;
 
 /// Up to so many bytes are copied.
-const COPY_BYTES_MAX: usize = 4 << 10;
+const COPY_BYTES_MAX: usize = 16 << 10;
 
 /// Slices after which a chunk is full; the kernel takes 1,024 at once.
 const SLICES_MAX: usize = 64;
