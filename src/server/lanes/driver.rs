@@ -65,15 +65,18 @@ pub fn start<C: Commits>(
 impl<C: Commits> Driver<C> {
     /// What the lane's own thread does.
     fn drive(&self) {
-        let is_due = || async {
-            tokio::select! {
-                biased;
-                () = self.commits.due() => true,
-                () = self.stop.cancelled() => false,
-            }
+        let mut stopped = pin!(self.stop.cancelled());
+        let mut is_due = || {
+            // Where the other one has the runtime, this waits for it all the same, and is not held up by it.
+            self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = self.commits.due() => true,
+                    () = stopped.as_mut() => false,
+                }
+            })
         };
-        // Where the other one has the runtime, this waits for it all the same, and is not held up by it.
-        while self.runtime.block_on(is_due()) {
+        while is_due() {
             self.away_since.store(self.now(), Ordering::SeqCst);
             self.commits.commit();
             self.away_since.store(0, Ordering::SeqCst);
