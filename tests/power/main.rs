@@ -307,7 +307,8 @@ fn nothing_acked_or_delivered_is_lost_with_sync() {
         linger: false,
     });
     assert!(sum.torn * 50 > sum.cuts, "hardly any torn end was tried: {sum:?}");
-    assert!(sum.manifest > 0 || sum.cuts < 100, "no torn end of a MANIFEST was tried: {sum:?}");
+    // One cut in a hundred or so makes one, as a MANIFEST is seldom written: some hundred cuts may have none.
+    assert!(sum.manifest > 0 || sum.cuts < 1000, "no torn end of a MANIFEST was tried: {sum:?}");
 }
 
 #[test]
