@@ -14,6 +14,7 @@ mod ahead;
 mod commit;
 mod directory;
 mod due;
+mod ids;
 mod index;
 #[doc(hidden)]
 pub mod layout;
@@ -27,6 +28,7 @@ mod remembered;
 mod resolve;
 mod seal;
 mod search;
+mod settings;
 mod snapshots;
 mod state;
 mod sums;
@@ -49,7 +51,7 @@ use rocksdb::{ColumnFamily, DB, WriteBatch, WriteOptions};
 use self::ahead::Ahead;
 use self::directory::Directory;
 use self::layout::{FAMILIES, IDS_NEEDED, META, meta};
-use self::open::Floors;
+use self::settings::Floors;
 use super::mark::Mark;
 use super::space::Gauge;
 use super::{

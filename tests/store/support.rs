@@ -113,7 +113,7 @@ pub fn listing(dir: &Path) -> Vec<(String, u64)> {
 pub fn crash_copy(dir: &Path) -> TempDir {
     // What runs in the background ends by itself, as nothing is written meanwhile.
     for _ in 0..1000 {
-        let copy = tempfile::tempdir().unwrap();
+        let copy = scratch();
         let before = listing(dir);
         let copied = before.iter().all(|(name, _)| {
             let to = copy.path().join(name);
@@ -175,4 +175,11 @@ pub fn rows(dir: &Path, family: &str) -> usize {
         count.set(db.iterator_cf(db.cf_handle(family).unwrap(), rocksdb::IteratorMode::Start).count());
     });
     count.get()
+}
+
+/// A directory in memory where there is such a place: file systems on disks are slow to make names whose like were taken away just now, and
+/// the copies that tests look at are thousands.
+pub fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }

@@ -1,90 +1,29 @@
-//! Opening the log: the checks before RocksDB may touch it, its settings, and what a stop has left undone.
+//! Opening the log: the checks before RocksDB may touch it, and what a stop has left undone.
 //!
-//! What holds: a log whose write-ahead log lost something in the middle is refused, not opened shorter; ids that may have been
-//! given are never given again. Must not serve reads.
+//! What holds: a log whose write-ahead log lost something in the middle is refused, not opened shorter. Must not serve reads.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBCompressionType,
-    DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Range, WriteBatch, WriteOptions,
-};
+use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, Range, WriteBatch, WriteOptions};
 
 use super::ahead::{AHEAD_BYTES, Ahead};
 use super::directory::Directory;
-use super::layout::{
-    self, FAMILIES, FORMAT_VERSION, IDEMPOTENCY, IDS_NEEDED, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC,
-    last_id, log_id, log_key, meta, pair,
-};
+use super::ids::{find_mark, note_ids, skip_reserved};
+use super::layout::{FAMILIES, FORMAT_VERSION, LOG, META, log_key, meta};
 use super::manifest::{Manifest, ManifestError};
 use super::recover::recover;
 use super::remembered::Keys;
+use super::settings::{Floors, open_database, open_to_read};
 use super::{Handle, Options, RocksStore, index, resolve, sums};
-use crate::event::EventId;
-use crate::record::{Record, TopicNumber};
-use crate::store::mark::{LOST_IDS, Mark, MarkError};
+use crate::store::mark::{LOST_IDS, Mark};
 use crate::store::space::Gauge;
 use crate::store::wal::WalError;
 use crate::store::{Durability, StoreError, wal};
-
-/// The floors, as the compaction filters see them: what lies at or below them may go.
-#[derive(Default)]
-pub struct Floors {
-    log: AtomicU64,
-    /// By topic number; 0 where nothing is trimmed.
-    topics: RwLock<Vec<EventId>>,
-    /// What was remembered of publishes up to this event is forgotten.
-    keys: AtomicU64,
-}
-
-impl Floors {
-    pub fn raise_log(&self, floor: EventId) {
-        self.log.fetch_max(floor, Ordering::AcqRel);
-    }
-
-    pub fn raise_topic(&self, topic: TopicNumber, floor: EventId) {
-        let mut topics = self.topics.write();
-        let at = topic as usize;
-        if topics.len() <= at {
-            topics.resize(at + 1, 0);
-        }
-        topics[at] = topics[at].max(floor);
-    }
-
-    pub fn forget_keys(&self, upto: EventId) {
-        self.keys.fetch_max(upto, Ordering::AcqRel);
-    }
-
-    pub fn keys(&self) -> EventId {
-        self.keys.load(Ordering::Acquire)
-    }
-
-    fn below(&self, topic: TopicNumber, id: EventId) -> bool {
-        id <= self.log.load(Ordering::Acquire)
-            || self.topics.read().get(topic as usize).is_some_and(|&floor| id <= floor)
-    }
-
-    /// Whether a record of the log is trimmed. What cannot be read is kept: it is for a reader to report.
-    fn drops_record(&self, key: &[u8], value: &[u8]) -> bool {
-        match (log_id(key), Record::head(value)) {
-            (Some(id), Ok((topic, _))) => self.below(topic, id),
-            _ => false,
-        }
-    }
-
-    fn drops_key(&self, key: &[u8]) -> bool {
-        log_id(key).is_some_and(|first| first <= self.keys())
-    }
-
-    fn drops_postings(&self, key: &[u8]) -> bool {
-        layout::postings_place(key).is_some_and(|(topic, segment)| self.below(topic, last_id(segment)))
-    }
-}
 
 impl RocksStore {
     /// Opens the log in `options.dir`, or makes a new one there.
@@ -264,55 +203,6 @@ impl Opened {
     }
 }
 
-/// The mark, and what is reserved; nothing where it was given up. Refuses a log whose mark is needed and is not there; changes nothing.
-fn find_mark(options: &Options, dir: &Path) -> Result<Option<(Mark, Option<EventId>)>, StoreError> {
-    if Mark::is_given_up(&options.dir).map_err(|e| StoreError::io("reading the data directory")(&e))? {
-        return Ok(None);
-    }
-    let found = Mark::open(&options.dir).map_err(|e| match e {
-        MarkError::Io { .. } => StoreError::io("reading the reserved ids")(&e),
-        MarkError::Version { .. } => StoreError::Version(e.to_string().into()),
-        MarkError::Corrupt { .. } | MarkError::Missing { .. } => corrupt(&e),
-    })?;
-    if found.1.is_none() && are_ids_noted(dir)? {
-        return Err(corrupt(&Mark::missing(&options.dir)));
-    }
-    Ok(Some(found))
-}
-
-/// Whether the database in `dir`, which nobody has open, notes that the mark is needed. Only a log that has no mark is asked.
-fn are_ids_noted(dir: &Path) -> Result<bool, StoreError> {
-    if !dir.join("CURRENT").exists() {
-        return Ok(false);
-    }
-    let mut options = rocksdb::Options::default();
-    options.set_track_and_verify_wals_in_manifest(true);
-    let families = DB::list_cf(&options, dir).map_err(|e| corrupt(&e))?;
-    // A log whose making was interrupted has not come so far.
-    if !families.iter().any(|name| name == META) {
-        return Ok(false);
-    }
-    // With all families, though one is asked: RocksDB dies of a null pointer where others have rows in the write-ahead logs.
-    let db = opened(DB::open_cf_for_read_only(&options, dir, families, false))?;
-    let metas = db.cf_handle(META).expect("it was opened with this family");
-    Ok(db.get_pinned_cf(metas, meta::IDS).map_err(|e| index::read_failed(&e))?.is_some())
-}
-
-/// Notes that the mark is needed, or that it is not any more; answers which. With [`Durability::Sync`] nothing rests on it from here on:
-/// what it covered is a hole that was written down.
-fn note_ids(db: &Handle<'_>, mark: &Mark, durability: Durability) -> Result<bool, StoreError> {
-    let is_noted = db.get_pinned_cf(db.cf(META), meta::IDS).map_err(|e| index::read_failed(&e))?.is_some();
-    let is_needed = mark.reserved().is_some() && durability != Durability::Sync;
-    let mut batch = WriteBatch::default();
-    match (is_noted, is_needed) {
-        (false, true) => batch.put_cf(db.cf(META), meta::IDS, IDS_NEEDED),
-        (true, false) => batch.delete_cf(db.cf(META), meta::IDS),
-        _ => return Ok(is_needed),
-    }
-    write_synced(db, batch)?;
-    Ok(is_needed)
-}
-
 pub(super) fn corrupt(cause: &dyn std::fmt::Display) -> StoreError {
     let cause = cause.to_string();
     // RocksDB does not always say which file it was.
@@ -384,104 +274,6 @@ fn holds_data(dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-fn open_database(options: &Options, dir: &Path, floors: &Arc<Floors>) -> Result<DB, StoreError> {
-    let (db, families) = settings(options, floors)?;
-    opened(DB::open_cf_descriptors(&db, dir, families))
-}
-
-/// Opens what is there for reading alone, and writes nothing: with the end of the write-ahead log as the page cache has it, of which
-/// nobody knows whether it is on the disk.
-fn open_to_read(options: &Options, floors: &Arc<Floors>) -> Result<DB, StoreError> {
-    let (mut db, families) = settings(options, floors)?;
-    db.create_if_missing(false);
-    opened(DB::open_cf_descriptors_read_only(&db, options.dir.join("db"), families, false))
-}
-
-fn opened(db: Result<DB, rocksdb::Error>) -> Result<DB, StoreError> {
-    db.map_err(|e| match e.kind() {
-        rocksdb::ErrorKind::Corruption => corrupt(&e),
-        _ => StoreError::io("opening the database")(&e),
-    })
-}
-
-type Settings = (rocksdb::Options, [ColumnFamilyDescriptor; 8]);
-
-fn settings(options: &Options, floors: &Arc<Floors>) -> Result<Settings, StoreError> {
-    // What RocksDB sets aside does not count as the file's length, so a synced write gains nothing by it: `ahead` does it.
-    let mut db = rocksdb::Options::default()
-        .get_options_from_string("allow_fallocate=false")
-        .map_err(|e| StoreError::io("setting up the database")(&e))?;
-    db.create_if_missing(true);
-    db.create_missing_column_families(true);
-    db.set_max_background_jobs(2);
-    // One file is 32 MiB or more, so this covers 32 GiB without reopening any, and stays within common limits.
-    db.set_max_open_files(1024);
-    // A replay is many short reads one behind the other: the system sees that, where it is not told to expect none, and reads ahead.
-    db.set_advise_random_on_open(false);
-    // Old write-ahead logs hold small column families back; past this they are flushed, so that a start replays little.
-    db.set_max_total_wal_size(2 * options.write_buffer_bytes as u64);
-    // RocksDB then notices a write-ahead log file that is missing, which it would otherwise read as a shorter log.
-    db.set_track_and_verify_wals_in_manifest(true);
-    db.set_keep_log_file_num(2);
-    db.set_log_level(LogLevel::Warn);
-    let cache = Cache::new_lru_cache(options.cache_bytes);
-    let log = {
-        let floors = floors.clone();
-        let mut cf = family(options, &cache);
-        // Sequential reads gain from large blocks; a point read of a rare topic's event pays some microseconds for them.
-        cf.set_block_based_table_factory(&table(&cache, 16 << 10));
-        cf.set_level_zero_file_num_compaction_trigger(2);
-        cf.set_compaction_filter("trimmed records", move |_, key, value| decide(floors.drops_record(key, value)));
-        cf
-    };
-    let postings = {
-        let floors = floors.clone();
-        let mut cf = family(options, &cache);
-        cf.set_compaction_filter("trimmed postings", move |_, key, _| decide(floors.drops_postings(key)));
-        cf
-    };
-    let remembered = {
-        let floors = floors.clone();
-        let mut cf = family(options, &cache);
-        cf.set_compaction_filter("forgotten keys", move |_, key, _| decide(floors.drops_key(key)));
-        cf
-    };
-    let families = [
-        ColumnFamilyDescriptor::new(LOG, log),
-        ColumnFamilyDescriptor::new(STATE, family(options, &cache)),
-        ColumnFamilyDescriptor::new(SNAPSHOT, family(options, &cache)),
-        ColumnFamilyDescriptor::new(IDEMPOTENCY, remembered),
-        ColumnFamilyDescriptor::new(POSTINGS, postings),
-        ColumnFamilyDescriptor::new(TOPIC, family(options, &cache)),
-        ColumnFamilyDescriptor::new(SEGMENT, family(options, &cache)),
-        ColumnFamilyDescriptor::new(META, family(options, &cache)),
-    ];
-    Ok((db, families))
-}
-
-fn family(options: &Options, cache: &Cache) -> rocksdb::Options {
-    let mut cf = rocksdb::Options::default();
-    cf.set_write_buffer_size(options.write_buffer_bytes);
-    cf.set_target_file_size_base(32 << 20);
-    // One compression on every level: a difference would rewrite files that could just be moved down.
-    cf.set_compression_type(DBCompressionType::Lz4);
-    cf.set_bottommost_compression_type(DBCompressionType::Lz4);
-    cf.set_block_based_table_factory(&table(cache, 4 << 10));
-    cf
-}
-
-fn table(cache: &Cache, block: usize) -> BlockBasedOptions {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_block_size(block);
-    table.set_format_version(6);
-    table
-}
-
-fn decide(drop: bool) -> CompactionDecision {
-    if drop { CompactionDecision::Remove } else { CompactionDecision::Keep }
-}
-
 /// Checks the format and gives the log's name; a new log is given both.
 fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
     let metas = db.cf(META);
@@ -507,24 +299,8 @@ fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
     }
 }
 
-fn write_synced(db: &Handle<'_>, batch: WriteBatch) -> Result<(), StoreError> {
+pub(super) fn write_synced(db: &Handle<'_>, batch: WriteBatch) -> Result<(), StoreError> {
     let mut options = WriteOptions::default();
     options.set_sync(true);
     db.write_opt(batch, &options).map_err(|e| StoreError::io("writing to the log")(&e))
-}
-
-/// Notes as a hole the ids that were reserved and may have been given, though nothing is there under them.
-fn skip_reserved(db: &Handle<'_>, directory: &mut Directory, reserved: EventId) -> Result<(), StoreError> {
-    let tail = directory.tail.max(directory.hole.1);
-    if reserved <= tail {
-        directory.tail = tail;
-        return Ok(());
-    }
-    tracing::warn!(from = tail + 1, to = reserved, "ids skipped after an unclean stop");
-    let mut batch = WriteBatch::default();
-    batch.put_cf(db.cf(META), meta::HOLE, pair(tail + 1, reserved));
-    write_synced(db, batch)?;
-    directory.hole = (tail + 1, reserved);
-    directory.tail = reserved;
-    Ok(())
 }

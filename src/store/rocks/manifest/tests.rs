@@ -27,6 +27,7 @@ fn open(dir: &Path, durability: Durability) -> RocksStore {
     RocksStore::open(Options { durability, write_buffer_bytes: 64 << 10, ..Options::new(dir) }).unwrap()
 }
 
+#[allow(clippy::cast_possible_truncation)] // any bits will do
 fn publish(store: &RocksStore, events: u64, bytes: usize) {
     let first = store.tail() + 1;
     let batch: Vec<Event> = (first..first + events)
