@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tidelog::event::{Event, EventId, EventRef, EventType, Key, Millis, NewEvent};
+use tidelog::store::rocks::verify::{Finding, Watch};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Scan, Store, Trim};
 use tidelog::topic::{Filter, Pattern, Topic};
@@ -182,4 +183,31 @@ pub fn rows(dir: &Path, family: &str) -> usize {
 pub fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+/// A copy of a log that nobody has open, without RocksDB's text logs.
+pub fn copied(dir: &Path) -> TempDir {
+    let to = scratch();
+    fs::create_dir(to.path().join("db")).unwrap();
+    for (name, _) in listing(dir) {
+        fs::copy(dir.join(&name), to.path().join(name)).unwrap();
+    }
+    to
+}
+
+/// What verifying has found.
+#[derive(Default)]
+pub struct Found(pub Vec<Finding>);
+
+impl Watch for Found {
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+    fn begin(&mut self, _: &'static str, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+}
+
+/// A number from the environment.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }

@@ -16,18 +16,14 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tidelog::event::{Event, EventId};
-use tidelog::store::rocks::verify::{Finding, Kind, Watch, verify};
+use tidelog::store::rocks::verify::{Kind, verify};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Store, StoreError};
 use tidelog::topic::Filter;
 
-use crate::support::{crash_copy, event, keyed, listing, log_trim, read, scratch, state, trim};
+use crate::support::{Found, copied, crash_copy, event, keyed, listing, log_trim, number, read, scratch, state, trim};
 
 const SECTOR: usize = 512;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
 
 fn seeded(seed: u64) -> fastrand::Rng {
     let seed = number("SEED", seed);
@@ -67,26 +63,6 @@ fn see(store: &RocksStore) -> Seen {
 
 fn manifest(dir: &Path) -> PathBuf {
     dir.join("db").join(fs::read_to_string(dir.join("db/CURRENT")).unwrap().trim_end())
-}
-
-fn copied(dir: &Path) -> TempDir {
-    let to = scratch();
-    fs::create_dir(to.path().join("db")).unwrap();
-    for (name, _) in listing(dir) {
-        fs::copy(dir.join(&name), to.path().join(name)).unwrap();
-    }
-    to
-}
-
-#[derive(Default)]
-struct Found(Vec<Finding>);
-
-impl Watch for Found {
-    fn found(&mut self, finding: Finding) {
-        self.0.push(finding);
-    }
-    fn begin(&mut self, _: &'static str, _: u64) {}
-    fn advance(&mut self, _: u64) {}
 }
 
 /// What is said of the MANIFEST: damage, and notes.

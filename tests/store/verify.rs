@@ -31,23 +31,20 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use tidelog::event::{Digest, Event, EventId};
-use tidelog::store::rocks::verify::{Finding, Kind, Summary, VerifyError, Watch, verify, verify_file};
+use tidelog::store::rocks::verify::{Kind, Summary, VerifyError, verify, verify_file};
 use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Limits, Remembered, Scan, Snapshot, Store, StoreError};
 use tidelog::topic::Filter;
 
 use crate::support::{
-    FAMILIES, crash_copy, event, filter, keyed, log_trim, owned, put, raw, scratch, state, topic, topic_trim, trim,
+    FAMILIES, Found, copied, crash_copy, event, filter, keyed, log_trim, number, owned, put, raw, state, topic,
+    topic_trim, trim,
 };
 
 use self::flips::{flip, opens_whole_or_refuses};
 use self::full::{Seen, TOPICS, full, options, publish, see};
 
 const SEGMENT: u64 = 1 << 16;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
 
 /// Where a run of random choices begins; printed, so that it can be repeated.
 fn seeded(what: &str) -> fastrand::Rng {
@@ -59,26 +56,6 @@ fn seeded(what: &str) -> fastrand::Rng {
 /// All files by their path within, but for RocksDB's text logs.
 fn names(dir: &Path) -> Vec<String> {
     crate::support::listing(dir).into_iter().map(|(name, _)| name).collect()
-}
-
-fn copied(dir: &Path) -> TempDir {
-    let to = scratch();
-    fs::create_dir(to.path().join("db")).unwrap();
-    for name in names(dir) {
-        fs::copy(dir.join(&name), to.path().join(name)).unwrap();
-    }
-    to
-}
-
-#[derive(Default)]
-struct Found(Vec<Finding>);
-
-impl Watch for Found {
-    fn found(&mut self, finding: Finding) {
-        self.0.push(finding);
-    }
-    fn begin(&mut self, _: &'static str, _: u64) {}
-    fn advance(&mut self, _: u64) {}
 }
 
 impl Found {
