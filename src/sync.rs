@@ -8,7 +8,7 @@ pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// Threads.
 pub mod thread {
-    pub use std::thread::{Builder, JoinHandle, panicking};
+    pub use std::thread::{Builder, JoinHandle, ThreadId, current, panicking};
 }
 
 /// Channels between threads.

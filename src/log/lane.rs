@@ -12,7 +12,6 @@ use std::mem::take;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
-use std::thread::{ThreadId, current};
 
 use tokio::sync::Notify;
 
@@ -41,7 +40,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Answered {
     /// The thread that commits just now: whom it answers is woken later.
-    committing: Option<ThreadId>,
+    committing: Option<thread::ThreadId>,
     /// Bounded by the requests that are answered in one turn with the writer.
     to_wake: Vec<Waker>,
 }
@@ -79,7 +78,7 @@ impl Lane {
 
     /// Commits what waits. Blocks while the disk is written. Whom it answers on this lane is woken by the next [`Lane::due`].
     pub fn commit(&self) {
-        self.shared.answered.lock().committing = Some(current().id());
+        self.shared.answered.lock().committing = Some(thread::current().id());
         let _ends = Ends(&self.shared);
         self.log.inner.requests.work();
     }
@@ -119,7 +118,7 @@ struct Publisher {
 impl Wake for Publisher {
     fn wake(self: Arc<Self>) {
         let mut answered = self.lane.answered.lock();
-        if answered.committing == Some(current().id()) {
+        if answered.committing == Some(thread::current().id()) {
             answered.to_wake.push(self.waker.clone());
         } else {
             drop(answered);

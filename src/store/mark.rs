@@ -18,7 +18,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-const NAME: &str = "ids";
+/// The file's name.
+pub const NAME: &str = "ids";
 /// A file of this name says that what was reserved is lost for good, and that the ids are to be skipped that may have been given out.
 pub const SKIP: &str = "ids.skip";
 /// So many may have been given out at the most beyond those that the log holds. What RocksDB has not synced of its write-ahead logs is

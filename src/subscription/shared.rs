@@ -332,6 +332,19 @@ mod tests {
         Ok(WasRead { bytes: Bytes::from(vec![b'x'; bytes]), upto, last: upto })
     }
 
+    #[test]
+    fn a_first_block_ends_with_the_first_match_that_is_far_away_and_no_other_does() {
+        let after = 1_000_003;
+        let ends = |bytes_max, ids: &[EventId]| {
+            let mut cut = Cut::new(after, bytes_max);
+            ids.iter().zip(1..).find(|(id, n)| cut.is_here(after + *id, n * 100)).map(|(id, _)| *id)
+        };
+        let rare: Vec<EventId> = (1..=40).map(|n| n * 10_000).collect();
+        assert_eq!(ends(FIRST_READ_BYTES, &rare), Some(10_000));
+        assert_eq!(ends(FIRST_READ_BYTES, &[1, FIRST_IDS - 1, FIRST_IDS, FIRST_IDS + 1]), Some(FIRST_IDS));
+        assert_eq!(ends(READ_BYTES, &rare), None, "a later block is as long as it may be");
+    }
+
     /// What an asker was answered; `None` while it waits.
     type Told = Arc<Mutex<Option<Done>>>;
 

@@ -109,7 +109,7 @@ pub mod thread {
     use std::any::Any;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-    pub use shuttle::thread::JoinHandle;
+    pub use shuttle::thread::{JoinHandle, ThreadId, current};
     pub use std::thread::panicking;
 
     /// What a thread dies of when the scenario has it so. Any other panic is a failure.

@@ -21,7 +21,7 @@ use super::super::layout::{
 use super::Counted;
 use crate::event::{EVENT_ID_MAX, EventId, Millis};
 use crate::record::TopicNumber;
-use crate::store::mark::Mark;
+use crate::store::mark::{self, Mark};
 use crate::topic::Topic;
 
 /// Blocks are read once; few are worth keeping.
@@ -130,8 +130,9 @@ pub fn check(dir: &Path, to: &mut Counted<'_>) {
     };
     let mut log = Log::default();
     check_meta(&rows, &mut log, to);
-    if log.needs_ids && dir.join("ids").try_exists().is_ok_and(|exists| !exists) {
-        to.damage("ids", Mark::missing(dir).to_string());
+    let is_gone = || dir.join(mark::NAME).try_exists().is_ok_and(|exists| !exists);
+    if log.needs_ids && is_gone() && !Mark::is_given_up(dir).unwrap_or(false) {
+        to.damage(mark::NAME, Mark::missing(dir).to_string());
     }
     check_topics(&rows, &mut log, to);
     check_segments(&rows, &mut log, to);

@@ -300,6 +300,8 @@ fn entries(block: &[u8], is_index: bool) -> Option<Entries> {
 
 /// What LZ4 has packed: the size as varint, then a block of LZ4's.
 fn unpack(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let size = usize::try_from(read_varint(&mut bytes)?.min(BLOCK_BYTES_MAX)).ok()?;
-    lz4_flex::block::decompress(bytes, size).ok().filter(|plain| plain.len() == size)
+    let size = usize::try_from(read_varint(&mut bytes)?).ok()?;
+    // A byte stands for 255 at the most: what claims more is not made room for.
+    let plain = (size <= bytes.len().saturating_mul(256)).then(|| lz4_flex::block::decompress(bytes, size).ok());
+    plain.flatten().filter(|plain| plain.len() == size)
 }
