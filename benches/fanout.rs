@@ -12,12 +12,14 @@ use parking_lot::Mutex;
 use tidelog::event::{Event, EventId};
 use tidelog::hub::{Hub, Options};
 use tidelog::sse::Form;
+use tidelog::subscription::run::Runs;
 use tidelog::subscription::{Options as SubscribeOptions, Start, Subscription, Want};
 use tidelog::topic::{Filter, Pattern, Topic};
 
 /// A hub with subscribers that all wait.
 struct Crowd {
     hub: Mutex<Hub<usize>>,
+    runs: Runs,
     subscribers: Vec<Subscription>,
     next: EventId,
     data: String,
@@ -26,7 +28,7 @@ struct Crowd {
 impl Crowd {
     fn new() -> Self {
         let hub = Mutex::new(Hub::new(Options::default(), 0));
-        Self { hub, subscribers: Vec::new(), next: 1, data: text(128, 1) }
+        Self { hub, runs: Runs::default(), subscribers: Vec::new(), next: 1, data: text(128, 1) }
     }
 
     fn with(filters: impl IntoIterator<Item = Filter>) -> Self {
@@ -34,7 +36,11 @@ impl Crowd {
         for filter in filters {
             // An Arc of its own for each, as every request brings one.
             let filter = Arc::new(filter);
-            let (key, _) = crowd.hub.lock().attach(&filter, 0, 0);
+            let (key, filter) = {
+                let mut hub = crowd.hub.lock();
+                let (key, _) = hub.attach(&filter, 0, 0);
+                (key, hub.filter(key).unwrap())
+            };
             let start = Start { cursor: 0, tail: 0, earliest: 1, gap: None, trims: 0, bundle: None };
             let options =
                 SubscribeOptions { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
@@ -48,8 +54,11 @@ impl Crowd {
     fn take(&mut self, at: usize) -> usize {
         let mut taken = 0;
         loop {
-            match self.subscribers[at].next(&self.hub, "log", 0, || at) {
+            match self.subscribers[at].next(&self.hub, &mut self.runs, "log", 0, || at) {
                 Want::Emit(bytes) => taken += usize::from(!std::hint::black_box::<Bytes>(bytes).is_empty()),
+                Want::EmitAndWait(bytes) => {
+                    return taken + usize::from(!std::hint::black_box::<Bytes>(bytes).is_empty());
+                }
                 Want::Wait => return taken,
                 Want::Yield => {}
                 other => unreachable!("these subscribers live at the edge, and this one wants {other:?}"),

@@ -45,8 +45,8 @@ pub struct SubscriberKey {
 pub enum Place {
     /// Before the ring: the store has what comes next, up to this id.
     Disk { upto: EventId },
-    /// In the ring: this batch is the next that has something for the filter.
-    Ring(Arc<Batch>),
+    /// In the ring: these batches are the next that have something for the filter, at least one.
+    Ring(Vec<Arc<Batch>>),
     /// Nothing newer; the cursor is now the tail. Whoever asked is woken by the first batch that matches.
     Edge { tail: EventId },
     /// Nothing up to here, but more batches are to be looked at: ask again.
@@ -331,9 +331,16 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Where `cursor` stands. At the edge, `wake` is kept and used once: by the first batch that matches, the heartbeat, or the drain.
-    /// `sent` is when the subscriber last sent something.
-    pub fn place(&mut self, key: SubscriberKey, cursor: EventId, sent: Millis, wake: impl FnOnce() -> W) -> Place {
+    /// Where `cursor` stands. Of the ring it is given about `bytes_max` bytes of events, and one batch at least. At the edge, `wake` is
+    /// kept and used once: by the first batch that matches, the heartbeat, or the drain. `sent` is when the subscriber last sent something.
+    pub fn place(
+        &mut self,
+        key: SubscriberKey,
+        cursor: EventId,
+        sent: Millis,
+        bytes_max: usize,
+        wake: impl FnOnce() -> W,
+    ) -> Place {
         if self.drained {
             return Place::Drained;
         }
@@ -351,16 +358,45 @@ impl<W> Hub<W> {
         }
         let live = &self.filters[filter];
         let from = search::first(self.ring.len(), |at| self.ring[at].batch.last() > cursor);
+        let (mut batches, mut bytes) = (Vec::new(), 0);
         for (looked, Held { batch, .. }) in self.ring.range(from..).enumerate() {
             if looked == WALK_BATCHES_MAX {
-                return Place::Walking { cursor: batch.after() };
+                if batches.is_empty() {
+                    return Place::Walking { cursor: batch.after() };
+                }
+                break;
             }
             if batch.matches(&live.filter) {
-                return Place::Ring(batch.clone());
+                bytes += batch.bytes();
+                if bytes > bytes_max && !batches.is_empty() {
+                    break;
+                }
+                batches.push(batch.clone());
+                if bytes >= bytes_max {
+                    break;
+                }
             }
+        }
+        if !batches.is_empty() {
+            return Place::Ring(batches);
         }
         self.filters[filter].last_match = cursor;
         self.edge(key, filter, wake)
+    }
+
+    /// Whether nothing matches beyond `upto`, so that one who is given everything up to there waits from now on, as in [`Hub::place`];
+    /// `sent` is when it is given that. Where its end is to be told, or the hub drains, it does not wait.
+    pub fn rests(&mut self, key: SubscriberKey, upto: EventId, sent: Millis, wake: impl FnOnce() -> W) -> bool {
+        let Some(filter) = self.get(key).map(|s| long(s.filter)) else { return false };
+        let live = &self.filters[filter];
+        if self.drained || live.closed.is_some() || upto < self.tail.min(live.last_match) {
+            return false;
+        }
+        if let Some(subscriber) = self.get_mut(key) {
+            subscriber.sent = sent;
+        }
+        self.wait(key, wake());
+        true
     }
 
     fn edge(&mut self, key: SubscriberKey, filter: usize, wake: impl FnOnce() -> W) -> Place {

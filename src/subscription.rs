@@ -7,6 +7,7 @@
 
 pub mod begin;
 pub mod bundle;
+pub mod run;
 pub mod shared;
 pub mod stream;
 
@@ -18,9 +19,10 @@ use bytes::Bytes;
 
 pub use self::begin::{Begin, Gap, Known, LookUp, Start, look_up};
 use self::bundle::{Bundle, Dress, Wanted};
+use self::run::{RUN_BYTES, Run, Runs};
 use self::shared::Cut;
 use crate::event::{EventId, Millis};
-use crate::hub::{Batch, Hub, Place, SubscriberKey};
+use crate::hub::{Hub, Place, SubscriberKey};
 use crate::sse::{Control, Form, GapReason};
 use crate::store::{Floor, Scan, Store, StoreError};
 use crate::sync::Mutex;
@@ -54,7 +56,9 @@ pub struct Options {
 pub enum Want {
     /// These bytes are next for the subscriber: whole frames, or a piece of a bundle.
     Emit(Bytes),
-    /// The same, and they tell a gap.
+    /// The same, and nothing comes after them for now: the waker that was given is used when there is something.
+    EmitAndWait(Bytes),
+    /// The same as the first, and they tell a gap.
     Tell(GapReason, Bytes),
     /// Read this, and hand what came of it to [`Subscription::was_read`].
     Read(Reading),
@@ -172,6 +176,14 @@ enum Stage {
     Closed,
 }
 
+/// What lies ahead of a cursor. With `true` its subscriber waits for what comes after it already.
+enum Ahead {
+    /// Others were given the same.
+    Known(Run, bool),
+    /// How often floors were raised so far stands beside it.
+    Unknown(Place, u64, bool),
+}
+
 /// A bundle that is owed.
 #[derive(Debug)]
 enum Bundling {
@@ -243,8 +255,15 @@ impl Subscription {
         self.key
     }
 
-    /// What is next. `log` is the log's name; `wake` is asked for when the answer is to wait.
-    pub fn next<W>(&mut self, hub: &Mutex<Hub<W>>, log: &str, now: Millis, wake: impl FnOnce() -> W) -> Want {
+    /// What is next. `runs` are those of whoever drives it, `log` is the log's name; `wake` is asked for when the answer is to wait.
+    pub fn next<W>(
+        &mut self,
+        hub: &Mutex<Hub<W>>,
+        runs: &mut Runs,
+        log: &str,
+        now: Millis,
+        wake: impl Fn() -> W,
+    ) -> Want {
         if self.stage == Stage::Closed {
             // Not even a gap that is found now.
             return Want::End;
@@ -252,7 +271,7 @@ impl Subscription {
         let until = self.owed.as_ref().and_then(|owed| owed.until);
         // Nothing comes between the pieces of a bundle.
         let is_sending = self.owed.as_ref().is_some_and(|owed| matches!(owed.bundle, Some(Bundling::Sending(..))));
-        let (floor, closed, place) = {
+        let (floor, closed, ahead) = {
             let mut hub = hub.lock();
             let floor = if is_sending {
                 // A snapshot may be true at an id that lies before what was seen.
@@ -266,8 +285,8 @@ impl Subscription {
                 || self.owed.as_ref().is_some_and(|owed| owed.comes_first())
                 || floor.id > self.told && self.cursor < floor.id;
             // Where something else comes first, or a reader that ends needs no ring, the place is not asked for.
-            let place = (!owes && until.is_none()).then(|| hub.place(self.key, self.cursor, self.sent, wake));
-            (floor, until.and_then(|_| hub.closed(self.key)), place)
+            let ahead = (!owes && until.is_none()).then(|| self.look_ahead(&mut hub, runs, now, wake));
+            (floor, until.and_then(|_| hub.closed(self.key)), ahead)
         };
         let gap = self.owed.as_mut().and_then(|owed| owed.gap.take());
         if let Some(gap) = gap.or_else(|| self.gap_below(floor)) {
@@ -284,25 +303,30 @@ impl Subscription {
         if let Some(read) = read {
             return self.hand_out(read, now);
         }
-        match (place, until) {
+        match (ahead, until) {
             (None, None) => Want::Yield,
             (None, Some(until)) if self.cursor < until => self.read_on(until),
             (None, Some(until)) => self.finish(until, closed, log, now),
-            (Some(Place::Disk { upto }), _) => {
+            (Some(Ahead::Known(run, waits)), _) => self.take_run(run, waits, now),
+            (Some(Ahead::Unknown(Place::Ring(batches), trims, waits)), _) => {
+                let place = (&self.filter, self.form, self.cursor, trims);
+                let run = runs.cut(place, &batches, |batch, by| hub.lock().grown(batch, by));
+                self.take_run(run, waits, now)
+            }
+            (Some(Ahead::Unknown(Place::Disk { upto }, ..)), _) => {
                 self.stage = Stage::Behind;
                 self.read_on(upto)
             }
-            (Some(Place::Ring(batch)), _) => self.take_share(hub, &batch, now),
-            (Some(Place::Walking { cursor }), _) => {
+            (Some(Ahead::Unknown(Place::Walking { cursor }, ..)), _) => {
                 self.cursor = self.cursor.max(cursor);
                 Want::Yield
             }
-            (Some(Place::Edge { tail }), _) => self.at_edge(tail, log, now),
-            (Some(Place::Closed { last, tail }), _) => {
+            (Some(Ahead::Unknown(Place::Edge { tail }, ..)), _) => self.at_edge(tail, log, now),
+            (Some(Ahead::Unknown(Place::Closed { last, tail }, ..)), _) => {
                 self.cursor = self.cursor.max(tail);
                 self.at_end(last, log, now)
             }
-            (Some(Place::Drained), _) => Want::Drained,
+            (Some(Ahead::Unknown(Place::Drained, ..)), _) => Want::Drained,
         }
     }
 
@@ -328,6 +352,23 @@ impl Subscription {
         owed.bundle = Some(Bundling::Sending(bundle, 0));
         self.cursor = at;
         self.stage = Stage::Behind;
+    }
+
+    /// Looks from the cursor on. One that is live already waits at once where nothing follows on what it is given.
+    fn look_ahead<W>(&self, hub: &mut Hub<W>, runs: &Runs, now: Millis, wake: impl Fn() -> W) -> Ahead {
+        let trims = hub.trims();
+        if let Some(run) = runs.find(&self.filter, self.form, self.cursor, trims) {
+            let waits = self.stage == Stage::Live && hub.rests(self.key, run.upto, now, wake);
+            return Ahead::Known(run.clone(), waits);
+        }
+        let place = hub.place(self.key, self.cursor, self.sent, RUN_BYTES, &wake);
+        let waits = match &place {
+            Place::Ring(batches) if self.stage == Stage::Live => {
+                batches.last().is_some_and(|last| hub.rests(self.key, last.last(), now, wake))
+            }
+            _ => false,
+        };
+        Ahead::Unknown(place, trims, waits)
     }
 
     /// What the bundle that is owed asks for, or its next piece.
@@ -389,17 +430,14 @@ impl Subscription {
         self.emit(read.bytes, now)
     }
 
-    fn take_share<W>(&mut self, hub: &Mutex<Hub<W>>, batch: &Batch, now: Millis) -> Want {
-        let (share, grown) = batch.share(&self.filter, self.form, self.cursor);
-        if grown > 0 {
-            hub.lock().grown(batch, grown);
+    fn take_run(&mut self, run: Run, waits: bool, now: Millis) -> Want {
+        self.cursor = run.upto;
+        if run.bytes.is_empty() {
+            return if waits { Want::Wait } else { Want::Yield };
         }
-        self.cursor = batch.last();
-        if share.is_empty() {
-            return Want::Yield;
-        }
-        self.sent_id = batch.last_match(&self.filter);
-        self.emit(share, now)
+        self.sent_id = run.last;
+        self.sent = now;
+        if waits { Want::EmitAndWait(run.bytes) } else { Want::Emit(run.bytes) }
     }
 
     fn at_edge(&mut self, tail: EventId, log: &str, now: Millis) -> Want {
@@ -482,9 +520,10 @@ mod tests {
         let start = Start { cursor: 0, tail: 1000, earliest: 1, gap: None, trims: 0, bundle: None };
         let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
         let mut machine = Subscription::new(key, filter, start, options, 0);
+        let mut runs = Runs::default();
         let mut sizes = Vec::new();
         while sizes.len() < 4 {
-            match machine.next(&hub, "log", 0, || ()) {
+            match machine.next(&hub, &mut runs, "log", 0, || ()) {
                 Want::Read(Reading::Log(stretch)) => {
                     sizes.push(stretch.bytes_max);
                     let upto = stretch.after + 1;
@@ -505,12 +544,13 @@ mod tests {
         let start = Start { cursor: 7, tail: 7, earliest: 1, gap: None, trims: 0, bundle: None };
         let options = Options { form: Form::Sse, heartbeat: Duration::from_secs(15), follow: true, bundle: None };
         let mut machine = Subscription::new(key, filter, start, options, 0);
+        let mut runs = Runs::default();
         let topic = crate::topic::Topic::parse("a").unwrap();
         hub.lock().push(vec![Event { id: 8, topic, event: None, key: None, time: 0, data: "x".into() }]);
         for expected in ["id: 7\nevent: tidelog.live\n", "id: 8\ndata: x\n"] {
-            let Want::Emit(bytes) = machine.next(&hub, "log", 0, || ()) else { panic!("{expected}") };
+            let Want::Emit(bytes) = machine.next(&hub, &mut runs, "log", 0, || ()) else { panic!("{expected}") };
             assert!(bytes.starts_with(expected.as_bytes()), "{bytes:?}");
         }
-        assert!(matches!(machine.next(&hub, "log", 0, || ()), Want::Wait));
+        assert!(matches!(machine.next(&hub, &mut runs, "log", 0, || ()), Want::Wait));
     }
 }

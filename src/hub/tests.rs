@@ -42,11 +42,12 @@ fn attach(hub: &mut Hub<usize>, pattern: &str) -> SubscriberKey {
 }
 
 fn place(hub: &mut Hub<usize>, key: SubscriberKey, cursor: EventId, wake: usize) -> Place {
-    hub.place(key, cursor, 0, || wake)
+    hub.place(key, cursor, 0, 0, || wake)
 }
 
 fn ids(place: &Place) -> Vec<EventId> {
-    let Place::Ring(batch) = place else { panic!("{place:?} is not in the ring") };
+    let Place::Ring(batches) = place else { panic!("{place:?} is not in the ring") };
+    let batch = &batches[0];
     batch.events().iter().map(|e| e.id).collect()
 }
 
@@ -211,7 +212,8 @@ fn what_is_encoded_counts_as_long_as_it_is_there() {
     let mut hub = hub_of(20 * EVENT);
     let key = attach(&mut hub, "a");
     push(&mut hub, &["a", "b"]);
-    let Place::Ring(batch) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
+    let Place::Ring(batches) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
+    let batch = &batches[0];
     let (share, grown) = batch.share(&filter("a"), Form::Sse, 0);
     assert!(grown > share.len());
     hub.grown(&batch, grown);
@@ -232,7 +234,8 @@ fn a_batch_may_push_itself_out_by_growing() {
     let mut hub = hub_of(EVENT);
     let key = attach(&mut hub, "a");
     push(&mut hub, &["a"]);
-    let Place::Ring(batch) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
+    let Place::Ring(batches) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
+    let batch = &batches[0];
     let (_, grown) = batch.share(&filter("a"), Form::Lines, 0);
     hub.grown(&batch, grown);
     assert_eq!(hub.ring_bytes(), 0);
@@ -340,14 +343,14 @@ fn a_heartbeat_is_due_after_silence_and_again() {
     let (key, _) = hub.attach(&filter("a"), start, 0);
     let mut sent = start;
     for _ in 0..5 {
-        hub.place(key, 0, sent, || 7);
+        hub.place(key, 0, sent, 0, || 7);
         assert_eq!(hub.beat(sent + 3_199), NOBODY, "never early");
         assert_eq!(hub.beat(sent + 3_400), [7], "late by at most a tick");
         assert_eq!(hub.beat(sent + 3_400), NOBODY);
         sent += 3_400;
     }
     // It sends something in between.
-    hub.place(key, 0, sent + 3_000, || 7);
+    hub.place(key, 0, sent + 3_000, 0, || 7);
     assert_eq!(hub.beat(sent + 6_199), NOBODY);
     assert_eq!(hub.beat(sent + 6_300), [7]);
 }
@@ -357,16 +360,16 @@ fn heartbeats_survive_a_pause_and_those_who_leave() {
     let mut hub = hub();
     let keys: Vec<_> = (0..4).map(|at| hub.attach(&filter("a"), 1_000_000 + at * 100, 0).0).collect();
     for (wake, &key) in keys.iter().enumerate() {
-        hub.place(key, 0, 1_000_000, || wake);
+        hub.place(key, 0, 1_000_000, 0, || wake);
     }
     hub.detach(keys[2]);
     let mut woken = hub.beat(90_000_000);
     woken.sort_unstable();
     assert_eq!(woken, [0, 1, 3], "all of them at once after a long pause");
-    hub.place(keys[0], 0, 90_000_000, || 0);
+    hub.place(keys[0], 0, 90_000_000, 0, || 0);
     assert_eq!(hub.beat(90_003_300), [0], "only who waits can be woken");
     let (key, _) = hub.attach(&filter("a"), 180_000_000, 0);
-    hub.place(key, 0, 180_000_000, || 5);
+    hub.place(key, 0, 180_000_000, 0, || 5);
     assert_eq!(hub.beat(180_003_100), NOBODY, "one that came after a pause is not early");
     assert_eq!(hub.beat(180_003_300), [5]);
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
+use super::run::Runs;
 use super::shared::{Asker, Done, Lead, Shared, Turn};
 use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read};
 use crate::event::{EventId, Millis};
@@ -278,7 +279,7 @@ impl Attached {
     /// Ready, with `true`, when something that matches may lie beyond `cursor`; with `false` when nothing more comes.
     pub fn poll_past(&self, cursor: EventId, cx: &mut Context<'_>) -> Poll<bool> {
         let mut hub = self.source.hub.lock();
-        match hub.place(self.key, cursor, 0, || Wake::Task(Box::new(cx.waker().clone()))) {
+        match hub.place(self.key, cursor, 0, 0, || Wake::Task(Box::new(cx.waker().clone()))) {
             Place::Edge { .. } => Poll::Pending,
             Place::Drained | Place::Closed { .. } => Poll::Ready(false),
             Place::Disk { .. } | Place::Ring(_) | Place::Walking { .. } => Poll::Ready(true),
@@ -329,9 +330,9 @@ impl Following {
     }
 
     /// What is next; see [`Subscription::next`].
-    pub fn next(&mut self, wake: impl FnOnce() -> Wake) -> Want {
+    pub fn next(&mut self, runs: &mut Runs, wake: impl Fn() -> Wake) -> Want {
         let Source { hub, log, clock, .. } = &*self.source;
-        self.machine.next(hub, log, clock(), wake)
+        self.machine.next(hub, runs, log, clock(), wake)
     }
 
     /// Hands in what a [`Want::Read`] gave.
@@ -405,8 +406,10 @@ impl futures_core::Stream for Stream {
                 }
                 this.reading = None;
             }
-            match this.following.next(|| Wake::Task(Box::new(cx.waker().clone()))) {
-                Want::Emit(bytes) => return this.emit(bytes),
+            // It is driven alone: nobody stands where it does.
+            match this.following.next(&mut Runs::default(), || Wake::Task(Box::new(cx.waker().clone()))) {
+                // Asked again, it waits again.
+                Want::Emit(bytes) | Want::EmitAndWait(bytes) => return this.emit(bytes),
                 Want::Tell(reason, bytes) => {
                     this.following.source.metrics.gap_told(reason.as_str());
                     return this.emit(bytes);

@@ -22,6 +22,7 @@ use tidelog::store::model::{Failing, ModelStore};
 use tidelog::store::{Durability, Limits, Policy};
 use tidelog::subscription::Begin;
 use tidelog::subscription::bundle::{Bundles, Kind};
+use tidelog::subscription::run::Runs;
 use tidelog::subscription::shared::Shared;
 use tidelog::topic::Filter;
 
@@ -170,6 +171,8 @@ pub struct World {
     pub store: Arc<ModelStore>,
     pub hub: Arc<Mutex<Hub<usize>>>,
     shared: Arc<Shared>,
+    /// Of all clients, as though one thread drove them.
+    runs: Runs,
     fetching: Vec<Fetching>,
     bundles: Bundles,
     gatherings: Vec<Gathering>,
@@ -235,6 +238,7 @@ impl World {
             store,
             hub,
             shared: Arc::default(),
+            runs: Runs::default(),
             fetching: Vec::new(),
             bundles: Bundles::default(),
             gatherings: Vec::new(),

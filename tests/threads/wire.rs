@@ -158,14 +158,14 @@ pub fn behind_a_door_nobody_sleeps_over_an_event() {
         for place in turns.drain(..) {
             let (key, cursor) = &mut followers[place as usize];
             loop {
-                match mutex.lock().place(*key, *cursor, 0, || Wake::Door(door.clone(), place)) {
+                match mutex.lock().place(*key, *cursor, 0, 0, || Wake::Door(door.clone(), place)) {
                     Place::Edge { tail } => {
                         assert_eq!(tail, *cursor, "it waits before what it has not seen");
                         break;
                     }
-                    Place::Ring(batch) => {
-                        assert!(batch.last() > *cursor);
-                        *cursor = batch.last();
+                    Place::Ring(batches) => {
+                        assert!(batches[0].last() > *cursor);
+                        *cursor = batches[0].last();
                     }
                     other => panic!("{other:?}"),
                 }

@@ -14,6 +14,7 @@ use crate::http::answer::Farewell;
 use crate::hub::wake::{SharedDoor, Wake};
 use crate::log::StreamError;
 use crate::server::Seat;
+use crate::subscription::run::Runs;
 use crate::subscription::shared::Done;
 use crate::subscription::stream::{Following, Source};
 use crate::subscription::{Reading, Want};
@@ -108,10 +109,14 @@ impl Follower {
     }
 
     /// Gathers what is next into `chunk`.
-    pub fn gather(&mut self, door: &SharedDoor, place: u32, chunk: &mut Chunk) -> Then {
+    pub fn gather(&mut self, runs: &mut Runs, door: &SharedDoor, place: u32, chunk: &mut Chunk) -> Then {
         while !chunk.is_full() {
-            match self.following.next(|| Wake::Door(Arc::clone(door), place)) {
+            match self.following.next(runs, || Wake::Door(Arc::clone(door), place)) {
                 Want::Emit(bytes) => chunk.push(bytes),
+                Want::EmitAndWait(bytes) => {
+                    chunk.push(bytes);
+                    return Then::Wait;
+                }
                 Want::Tell(reason, bytes) => {
                     self.source().metrics.gap_told(reason.as_str());
                     chunk.push(bytes);

@@ -20,6 +20,7 @@ use super::{Fresh, GiveBack};
 use crate::hub::pages::Pages;
 use crate::hub::wake::SharedDoor;
 use crate::subscription::Reading;
+use crate::subscription::run::Runs;
 use crate::subscription::shared::{Asker, Done};
 
 /// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
@@ -56,6 +57,8 @@ pub struct Shard {
     /// At most two for each follower that is or was doing something.
     deadlines: BinaryHeap<Reverse<Deadline>>,
     chunk: Chunk,
+    /// What the followers were given last.
+    runs: Runs,
 }
 
 impl Shard {
@@ -76,6 +79,7 @@ impl Shard {
             turns: VecDeque::new(),
             deadlines: BinaryHeap::new(),
             chunk: Chunk::default(),
+            runs: Runs::default(),
         })
     }
 
@@ -169,7 +173,7 @@ impl Shard {
         if !std::mem::take(&mut follower.queued) || follower.doing.is_some() {
             return;
         }
-        let then = follower.gather(&self.door, place, &mut self.chunk);
+        let then = follower.gather(&mut self.runs, &self.door, place, &mut self.chunk);
         self.send(place, then);
     }
 

@@ -196,7 +196,8 @@ impl World {
         client.connection = self.connections;
         let Spec { form, follow, bundle, .. } = client.spec;
         let options = Options { form, heartbeat: Duration::from_millis(HEARTBEAT), follow, bundle };
-        let machine = Subscription::new(key, client.spec.filter.clone(), start, options, self.now);
+        let filter = self.hub.lock().filter(key).expect("it has its place");
+        let machine = Subscription::new(key, filter, start, options, self.now);
         let reader = Reader::new(form);
         Stage::Live(Box::new(Live { key, machine, state: State::Ready, heard: self.now, reader }))
     }
@@ -219,7 +220,7 @@ impl World {
             _ => {}
         }
         let connection = client.connection;
-        let want = live.machine.next(&self.hub, &self.store.name(), self.now, || connection);
+        let want = live.machine.next(&self.hub, &mut self.runs, &self.store.name(), self.now, || connection);
         let tail = self.hub.lock().tail();
         if live.machine.cursor() < before || live.machine.cursor() > tail && !self.drained {
             return Err(format!("the cursor goes from {before} to {} of {tail}", live.machine.cursor()));
@@ -227,6 +228,9 @@ impl World {
         let mut seen: Vec<Frame> = Vec::new();
         let mut came = bytes::Bytes::new();
         let mut leaves = false;
+        if matches!(want, Want::EmitAndWait(_)) {
+            live.state = State::Waiting;
+        }
         let told = match &want {
             Want::Tell(GapReason::Trimmed, _) => Some("gaps told: trimmed"),
             Want::Tell(GapReason::Lost, _) => Some("gaps told: lost"),
@@ -235,7 +239,7 @@ impl World {
             _ => None,
         };
         match want {
-            Want::Emit(bytes) | Want::Tell(_, bytes) => {
+            Want::Emit(bytes) | Want::EmitAndWait(bytes) | Want::Tell(_, bytes) => {
                 let mut reach = &bytes[..];
                 if let Some(Cut::Bytes(n)) = cut {
                     reach = &bytes[..n % (bytes.len() + 1)];

@@ -7,7 +7,7 @@ use tidelog::store::{Durability, Store};
 
 use super::clients::Stage;
 use super::writer::{Waiting, forget_woken, writer};
-use super::{Bundles, Judged, World, metrics, new_hub};
+use super::{Bundles, Judged, Runs, World, metrics, new_hub};
 
 impl World {
     /// Of what was not synced the first `kept` writes survive. `within`: it dies in the midst of the writer's next step, and what that
@@ -84,6 +84,7 @@ impl World {
             return Err(format!("the log ends at {}, and {seen} was shown", self.store.tail()));
         }
         self.hub = new_hub(&self.setting, self.store.tail());
+        self.runs = Runs::default();
         (self.writer, self.refusal) = writer(&self.store, &self.hub, self.setting.durability, metrics());
         (self.shared, self.bundles) = (Arc::default(), Bundles::default());
         forget_woken();
