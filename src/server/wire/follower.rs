@@ -22,6 +22,8 @@ use crate::subscription::{Reading, Want};
 pub struct Follower {
     /// Tells followers apart that were given the same place one after the other.
     pub serial: u32,
+    /// In which of its thread's rounds it last had its turn.
+    pub round: u8,
     /// It waits for its turn.
     pub queued: bool,
     /// A deadline is kept for it.
@@ -78,6 +80,7 @@ impl Follower {
         let Fresh { socket, ahead, keep_alive, unread, stream, seat } = fresh;
         Self {
             serial,
+            round: 0,
             queued: false,
             watched: false,
             afterwards: match (keep_alive, unread) {

@@ -26,6 +26,17 @@ use crate::subscription::shared::{Asker, Done};
 /// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
 const TURNS_MAX: usize = 256;
 
+/// A thread that never catches up, because there is more for its followers whenever all have had their turn, rests for so many times as
+/// long as that took: what a write costs hardly depends on how much has gathered for it. With 1,000 subscribers and 2,000 events/s a
+/// delivery then takes 0.34 instead of 0.56 µs of the processor's time; the median comes 4 ms later, the p99 sooner.
+const REST_TIMES: u32 = 4;
+
+/// Up to so many bytes, a write costs at most twice what it does with a single frame: to copy them takes about 6 µs, and so does the rest.
+const CHEAP_BYTES: u32 = 32 << 10;
+
+/// The longest rest: a picture on a screen, at 60 a second. Nobody sees what comes sooner.
+const REST_MAX: Duration = Duration::from_millis(16);
+
 /// Sockets that are told of at once.
 const EVENTS_MAX: usize = 1024;
 
@@ -59,6 +70,40 @@ pub struct Shard {
     chunk: Chunk,
     /// What the followers were given last.
     runs: Runs,
+    round: Round,
+}
+
+/// From when there was something to do, or the last round ended, until a follower has its second turn.
+struct Round {
+    /// Followers have that of their last turn.
+    number: u8,
+    since: Instant,
+    /// The most bytes that gathered for one of them.
+    most: usize,
+    /// Somebody has more before him than is new: that waits for nothing.
+    somebody_catches_up: bool,
+}
+
+impl Round {
+    fn begin(number: u8) -> Self {
+        Self { number, since: Instant::now(), most: 0, somebody_catches_up: false }
+    }
+
+    fn next(&mut self) {
+        // One that has slept for 256 rounds is taken to have had its turn, and ends a round too early.
+        *self = Self::begin(self.number.wrapping_add(1));
+    }
+
+    /// For how long more is to gather, after a round that took so long: until about so much has as is written cheaply.
+    fn rest(&self, took: Duration) -> Duration {
+        if self.somebody_catches_up {
+            return Duration::ZERO;
+        }
+        // A round of seconds rests for as long as a shorter one.
+        let took = took.min(Duration::from_secs(1));
+        let most = u32::try_from(self.most.max(1)).unwrap_or(u32::MAX);
+        (took * CHEAP_BYTES / most).saturating_sub(took).min(took * REST_TIMES).min(REST_MAX)
+    }
 }
 
 impl Shard {
@@ -80,6 +125,7 @@ impl Shard {
             deadlines: BinaryHeap::new(),
             chunk: Chunk::default(),
             runs: Runs::default(),
+            round: Round::begin(0),
         })
     }
 
@@ -88,7 +134,11 @@ impl Shard {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut mail = Mail::default();
         loop {
+            let idles = self.turns.is_empty();
             self.wait(&mut events);
+            if idles {
+                self.round.next();
+            }
             for event in events.drain(..) {
                 self.happened(event);
             }
@@ -102,7 +152,18 @@ impl Shard {
                 let Some(place) = self.turns.pop_front() else { break };
                 self.turn(place);
             }
+            self.rest();
         }
+    }
+
+    /// At the end of a round, lets more gather.
+    fn rest(&mut self) {
+        let next = self.turns.front().and_then(|&place| self.followers.get(place as usize));
+        if next.is_none_or(|follower| follower.round != self.round.number) {
+            return;
+        }
+        std::thread::sleep(self.round.rest(self.round.since.elapsed()));
+        self.round.next();
     }
 
     fn wait(&self, events: &mut Vec<Event>) {
@@ -173,7 +234,10 @@ impl Shard {
         if !std::mem::take(&mut follower.queued) || follower.doing.is_some() {
             return;
         }
+        follower.round = self.round.number;
         let then = follower.gather(&mut self.runs, &self.door, place, &mut self.chunk);
+        self.round.most = self.round.most.max(self.chunk.bytes());
+        self.round.somebody_catches_up |= !matches!(then, Then::Wait);
         self.send(place, then);
     }
 
@@ -390,4 +454,25 @@ fn data(place: u32, serial: u32) -> EventData {
 fn parts(number: u64) -> (u32, u32) {
     let part = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
     (part(number >> 32), part(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{REST_MAX, Round};
+
+    #[test]
+    fn it_rests_until_cheap_writes_are_full_and_not_where_somebody_catches_up() {
+        let ms = Duration::from_millis;
+        let rest = |most, took| Round { most, ..Round::begin(0) }.rest(took);
+        assert_eq!(rest(200, ms(3)), ms(12), "four times as long as the round took");
+        assert_eq!(rest(200, ms(100)), REST_MAX);
+        assert_eq!(rest(16 << 10, ms(3)), ms(3), "as much again fits in");
+        assert_eq!(rest(32 << 10, ms(3)), Duration::ZERO);
+        assert_eq!(rest(1 << 20, ms(3)), Duration::ZERO);
+        assert_eq!(rest(0, Duration::MAX), REST_MAX, "a clock that leapt");
+        let round = Round { most: 200, somebody_catches_up: true, ..Round::begin(0) };
+        assert_eq!(round.rest(ms(3)), Duration::ZERO);
+    }
 }
