@@ -67,8 +67,8 @@ pub async fn serve<H: Handle>(stream: TcpStream, peer: Peer, seat: Seat, handler
                 // Boxed for the same reason.
                 Next::Hyper(socket) => Box::pin(serve_http1(socket, peer, seat, handler, shared)).await,
                 Next::Lane(plain) => to_a_lane(plain, seat, shared),
-                Next::Stream(Plain { socket, read }, stream) => {
-                    let taken = Taken { stream, keep_alive: true };
+                Next::Stream(Plain { socket, read }, stream, opening) => {
+                    let taken = Taken { stream, opening, keep_alive: true };
                     hand_over(socket, read.freeze(), false, taken, seat, shared);
                 }
                 Next::End(socket) => socket.finish(false).await,
@@ -130,6 +130,8 @@ struct Ties {
 
 struct Taken {
     stream: TakenOver,
+    /// What of it is not written yet.
+    opening: Vec<u8>,
     keep_alive: bool,
 }
 
@@ -160,7 +162,7 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
                 let request = request.map(|body| RequestBody::coming(body, Arc::clone(&ties)));
                 let mut response = handler.handle(request, peer).await;
                 if on_wire && let Some(stream) = response.body_mut().take_over() {
-                    *ties.taken.lock() = Some(Taken { stream, keep_alive });
+                    *ties.taken.lock() = Some(Taken { stream, opening: Vec::new(), keep_alive });
                 }
                 Ok::<_, Infallible>(response)
             })
@@ -214,11 +216,11 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
 
 /// Lets the wire serve the rest.
 fn hand_over(socket: Socket, ahead: Bytes, unread: bool, taken: Taken, seat: Seat, shared: &Shared) {
-    let (Taken { stream, keep_alive }, Some(wire)) = (taken, shared.wire.get()) else { return };
+    let (Taken { stream, opening, keep_alive }, Some(wire)) = (taken, shared.wire.get()) else { return };
     match socket.into_std() {
         Ok(socket) => {
             let keep_alive = keep_alive && !shared.drain.is_cancelled();
-            wire.take(Fresh { socket, ahead, keep_alive, unread, stream, seat });
+            wire.take(Fresh { socket, opening, ahead, keep_alive, unread, stream, seat });
         }
         Err(error) => tracing::warn!(%error, "a stream cannot be followed"),
     }

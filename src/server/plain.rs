@@ -39,8 +39,8 @@ pub enum Next {
     Hyper(Socket),
     /// It publishes again and again, and has just sent another one.
     Lane(Plain),
-    /// A stream has begun: its head and its first bytes are written.
-    Stream(Plain, TakenOver),
+    /// A stream begins, with these bytes: its head, and what comes before the log.
+    Stream(Plain, TakenOver, Vec<u8>),
     /// It has ended, or is to be ended.
     End(Socket),
 }
@@ -107,11 +107,7 @@ impl Plain {
                     let mut response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
                     if is_get && let Some(stream) = response.body_mut().take_over() {
                         self.read.advance(end);
-                        let begun = begun(response);
-                        if self.socket.write_all(&begun).await.is_err() {
-                            return Next::End(self.socket);
-                        }
-                        return Next::Stream(self, stream);
+                        return Next::Stream(self, stream, opening(response));
                     }
                     let goes_on = !peer.turned_away && !shared.drain.is_cancelled();
                     let Some(answer) = written_out(response, goes_on) else {
@@ -164,7 +160,7 @@ impl Plain {
 }
 
 /// The head of a stream that was taken over, and its first bytes.
-fn begun(response: Response<Body>) -> Vec<u8> {
+fn opening(response: Response<Body>) -> Vec<u8> {
     let (head, mut body) = response.into_parts();
     let mut out = Vec::with_capacity(512);
     head::write(&mut out, &head, None, true);

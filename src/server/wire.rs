@@ -1,7 +1,7 @@
 //! Streams of the log over raw sockets: a few threads, each with an epoll loop over thousands of sockets, drive the cursors
 //! of those that only follow.
 //!
-//! `plain` or hyper reads the request and writes the head; then the socket comes here ([`Wire::take`]). A follower that waits is a cursor, a
+//! `plain` or hyper reads the request; then the socket comes here ([`Wire::take`]). A follower that waits is a cursor, a
 //! place in the hub and a socket, without a task and without a buffer; all that has gathered since its last write leaves in one.
 //! What holds: it is the same state machine as in `subscription/stream.rs`, driven by the same rules; a follower's chunk
 //! is full at `chunk::WRITE_BYTES`, and it has no more than one on its way, nor more than one read; each gets a bounded share of a turn; a stream that ends
@@ -46,10 +46,12 @@ pub fn threads(most: usize) -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(most)
 }
 
-/// A connection whose stream has begun: its head and first bytes are written.
+/// A connection whose stream has begun.
 pub struct Fresh {
     /// Non-blocking.
     pub socket: TcpStream,
+    /// The stream's head and first bytes, where they are not written yet: they leave together with what follows.
+    pub opening: Vec<u8>,
     /// Bytes of the next request, which were read already.
     pub ahead: Bytes,
     /// Whether the connection goes on after a proper end.

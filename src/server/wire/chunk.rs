@@ -26,6 +26,7 @@ const LAST: &[u8] = b"0\r\n\r\n";
 pub struct Chunk {
     slices: Vec<Bytes>,
     bytes: usize,
+    /// What comes before it, and then what is copied of it.
     copied: Vec<u8>,
 }
 
@@ -35,8 +36,14 @@ impl Chunk {
         self.slices.push(bytes);
     }
 
+    /// Bytes that leave before it, as they are. To be called before all else.
+    pub fn open(&mut self, opening: &[u8]) {
+        self.copied.extend_from_slice(opening);
+    }
+
+    /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.bytes == 0 && self.copied.is_empty()
     }
 
     pub fn is_full(&self) -> bool {
@@ -54,13 +61,13 @@ impl Chunk {
     /// # Errors
     /// When the connection has broken.
     pub fn write(&mut self, socket: &TcpStream, last: bool) -> Result<Unsent> {
-        self.copied.clear();
         let written = if self.bytes <= COPY_BYTES_MAX {
             self.write_copied(socket, last)
         } else {
             self.write_slices(socket, last)
         };
         self.slices.clear();
+        self.copied.clear();
         self.bytes = 0;
         written
     }
@@ -183,6 +190,12 @@ mod tests {
             [vec![1], vec![10, 20], vec![4096], vec![4097], vec![1; 64], vec![70_000], vec![3000, 1, 5000], vec![]];
         for (round, sizes) in rounds.iter().enumerate() {
             let last = round == rounds.len() - 1;
+            // Small, large, and without anything behind it but the end.
+            if [0, 5, 7].contains(&round) {
+                expected.extend(b"HTTP/1.1 200 OK\r\n\r\n");
+                chunk.open(b"HTTP/1.1 200 OK\r\n\r\n");
+                assert!(!chunk.is_empty());
+            }
             let slices: Vec<Vec<u8>> =
                 sizes.iter().map(|n| (0..*n).map(|at| u8::try_from(at % 251).unwrap()).collect()).collect();
             if !slices.is_empty() {

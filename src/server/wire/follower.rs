@@ -40,6 +40,8 @@ pub struct Follower {
 
 /// What keeps a follower from being asked what is next.
 pub enum Doing {
+    /// It has not had its first turn, in which these bytes are written before all others.
+    Opening(Vec<u8>),
     /// The socket is full.
     Blocked { unsent: Unsent, since: Instant, end: Option<End> },
     /// A read is on its way; when this goes, nobody waits for it.
@@ -77,7 +79,7 @@ pub enum Then {
 
 impl Follower {
     pub fn new(fresh: Fresh, serial: u32) -> Self {
-        let Fresh { socket, ahead, keep_alive, unread, stream, seat } = fresh;
+        let Fresh { socket, opening, ahead, keep_alive, unread, stream, seat } = fresh;
         Self {
             serial,
             round: 0,
@@ -92,7 +94,7 @@ impl Follower {
             farewell: stream.farewell,
             following: stream.subscription.into_following(),
             seat,
-            doing: None,
+            doing: Some(opening).filter(|opening| !opening.is_empty()).map(|opening| Box::new(Doing::Opening(opening))),
             ahead: Some(ahead).filter(|ahead| !ahead.is_empty()).map(Box::new),
         }
     }
@@ -111,8 +113,16 @@ impl Follower {
         self.ahead.is_none()
     }
 
-    /// Gathers what is next into `chunk`.
+    /// Whether it may have a turn: it waits, or has not had its first.
+    pub fn is_free(&self) -> bool {
+        matches!(self.doing.as_deref(), None | Some(Doing::Opening(_)))
+    }
+
+    /// Gathers what is next into `chunk`. Only of one that is free.
     pub fn gather(&mut self, runs: &mut Runs, door: &SharedDoor, place: u32, chunk: &mut Chunk) -> Then {
+        if let Some(Doing::Opening(opening)) = self.doing.take().map(|doing| *doing) {
+            chunk.open(&opening);
+        }
         while !chunk.is_full() {
             match self.following.next(runs, || Wake::Door(Arc::clone(door), place)) {
                 Want::Emit(bytes) => chunk.push(bytes),
@@ -170,7 +180,7 @@ impl Follower {
         match self.doing.as_deref() {
             Some(Doing::Blocked { since, .. }) => Some(*since + write_timeout),
             Some(Doing::Lingering { until }) => Some(*until),
-            Some(Doing::Reading { .. }) | None => None,
+            Some(Doing::Opening(_) | Doing::Reading { .. }) | None => None,
         }
     }
 

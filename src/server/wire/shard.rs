@@ -222,7 +222,7 @@ impl Shard {
     fn queue(&mut self, place: u32) {
         if let Some(follower) = self.followers.get_mut(place as usize)
             && !follower.queued
-            && follower.doing.is_none()
+            && follower.is_free()
         {
             follower.queued = true;
             self.turns.push_back(place);
@@ -231,7 +231,7 @@ impl Shard {
 
     fn turn(&mut self, place: u32) {
         let Some(follower) = self.followers.get_mut(place as usize) else { return };
-        if !std::mem::take(&mut follower.queued) || follower.doing.is_some() {
+        if !std::mem::take(&mut follower.queued) || !follower.is_free() {
             return;
         }
         follower.round = self.round.number;
