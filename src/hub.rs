@@ -360,6 +360,9 @@ impl<W> Hub<W> {
         let from = search::first(self.ring.len(), |at| self.ring[at].batch.last() > cursor);
         let (mut batches, mut bytes) = (Vec::new(), 0);
         for (looked, Held { batch, .. }) in self.ring.range(from..).enumerate() {
+            if batch.after() >= live.last_match {
+                break;
+            }
             if looked == WALK_BATCHES_MAX {
                 if batches.is_empty() {
                     return Place::Walking { cursor: batch.after() };

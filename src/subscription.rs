@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 pub use self::begin::{Begin, Gap, Known, LookUp, Start, look_up};
 use self::bundle::{Bundle, Dress, Wanted};
-use self::run::{RUN_BYTES, Run, Runs};
+use self::run::{Run, Runs};
 use self::shared::Cut;
 use crate::event::{EventId, Millis};
 use crate::hub::{Hub, Place, SubscriberKey};
@@ -361,7 +361,7 @@ impl Subscription {
             let waits = self.stage == Stage::Live && hub.rests(self.key, run.upto, now, wake);
             return Ahead::Known(run.clone(), waits);
         }
-        let place = hub.place(self.key, self.cursor, self.sent, RUN_BYTES, &wake);
+        let place = hub.place(self.key, self.cursor, self.sent, runs.bytes_max(), &wake);
         let waits = match &place {
             Place::Ring(batches) if self.stage == Stage::Live => {
                 batches.last().is_some_and(|last| hub.rests(self.key, last.last(), now, wake))

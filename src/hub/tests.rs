@@ -77,6 +77,44 @@ fn a_cursor_stands_on_disk_in_the_ring_or_at_the_edge() {
 }
 
 #[test]
+fn of_the_ring_so_many_bytes_are_given_and_one_batch_at_least() {
+    let mut hub = hub_of(usize::MAX);
+    let key = attach(&mut hub, "a");
+    for topic in ["a", "b", "a", "a", "b", "a"] {
+        push(&mut hub, &[topic]);
+    }
+    let mut given = |cursor, bytes_max| {
+        let Place::Ring(batches) = hub.place(key, cursor, 0, bytes_max, || 0) else { panic!("it is in the ring") };
+        batches.iter().map(|batch| batch.last()).collect::<Vec<_>>()
+    };
+    assert_eq!(given(0, 0), [1]);
+    assert_eq!(given(0, EVENT), [1]);
+    assert_eq!(given(0, 2 * EVENT), [1, 3]);
+    assert_eq!(given(0, 3 * EVENT - 1), [1, 3]);
+    assert_eq!(given(2, usize::MAX), [3, 4, 6], "what does not match counts for nothing");
+}
+
+#[test]
+fn one_that_is_given_the_last_there_is_waits_at_once() {
+    let mut hub = hub_of(usize::MAX);
+    let key = attach(&mut hub, "a");
+    for topic in ["a", "a", "b"] {
+        push(&mut hub, &[topic]);
+    }
+    assert!(!hub.rests(key, 1, 0, || 7), "there is more for it");
+    assert!(hub.rests(key, 2, 0, || 7), "what comes after is not for it");
+    assert_eq!(hub.passed(key), 3);
+    assert_eq!(push(&mut hub, &["b"]), NOBODY);
+    assert_eq!(push(&mut hub, &["a"]), [7]);
+    assert!(!hub.rests(key, 4, 0, || 7), "that one is");
+    hub.mark_closed(key, 5);
+    assert!(!hub.rests(key, 5, 0, || 7), "its end is to be told");
+    let key = attach(&mut hub, "b");
+    hub.drain();
+    assert!(!hub.rests(key, 5, 0, || 7), "nobody would wake it");
+}
+
+#[test]
 fn batches_without_a_match_are_passed_over() {
     let mut hub = hub();
     let (a, b) = (attach(&mut hub, "a"), attach(&mut hub, "b"));
@@ -216,16 +254,16 @@ fn what_is_encoded_counts_as_long_as_it_is_there() {
     let batch = &batches[0];
     let (share, grown) = batch.share(&filter("a"), Form::Sse, 0);
     assert!(grown > share.len());
-    hub.grown(&batch, grown);
+    hub.grown(batch, grown);
     assert_eq!(hub.ring_bytes(), 2 * EVENT + grown);
     assert_eq!(batch.share(&filter("a"), Form::Sse, 0), (share, 0), "it is cut once");
     hub.trim_topics(&floors(&[("b", 2)]));
     assert_eq!(hub.ring_bytes(), EVENT, "what is left is encoded anew");
     let (_, late) = batch.share(&filter("b"), Form::Sse, 0);
-    hub.grown(&batch, late);
+    hub.grown(batch, late);
     assert_eq!(hub.ring_bytes(), EVENT, "a batch that was replaced counts no more");
     hub.trim_log(floor(2));
-    hub.grown(&batch, late);
+    hub.grown(batch, late);
     assert_eq!(hub.ring_bytes(), 0);
 }
 
@@ -237,7 +275,7 @@ fn a_batch_may_push_itself_out_by_growing() {
     let Place::Ring(batches) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
     let batch = &batches[0];
     let (_, grown) = batch.share(&filter("a"), Form::Lines, 0);
-    hub.grown(&batch, grown);
+    hub.grown(batch, grown);
     assert_eq!(hub.ring_bytes(), 0);
     assert!(matches!(place(&mut hub, key, 0, 0), Place::Disk { upto: 1 }));
     assert!(is_edge(&place(&mut hub, key, 1, 0)));

@@ -17,6 +17,8 @@ mod inbox;
 #[cfg(not(target_os = "linux"))]
 mod none;
 #[cfg(target_os = "linux")]
+mod round;
+#[cfg(target_os = "linux")]
 mod shard;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
@@ -46,7 +48,7 @@ pub fn threads(most: usize) -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(most)
 }
 
-/// A connection whose stream has begun.
+/// A connection whose stream begins. Where there is no room for it any more, as after [`Wire::stop`], it is closed as it is.
 pub struct Fresh {
     /// Non-blocking.
     pub socket: TcpStream,

@@ -14,10 +14,10 @@ use crate::topic::Filter;
 
 /// Batches are gathered up to about so many bytes of events (a single batch may have more). A crowd's cursors stand closely together:
 /// longer runs would be gathered anew as often, and cost more.
-pub const RUN_BYTES: usize = 32 << 10;
+const RUN_BYTES: usize = 32 << 10;
 
 /// Runs that are remembered: those who drive cursors take them in turn, so that those at one place come one after the other. Three more
-/// for other filters and forms; 128 KiB for each thread with all of them.
+/// for other filters and forms. Until they are replaced they keep their memory: some 128 KiB, or four batches as large as they come.
 const KNOWN: usize = 4;
 
 /// What lies in the ring behind a cursor.
@@ -47,15 +47,33 @@ impl Place {
     }
 }
 
-/// The newest runs of one who drives many cursors.
-#[derive(Debug, Default)]
+/// The newest runs of one who drives cursors. By default it drives many.
+#[derive(Debug)]
 pub struct Runs {
-    known: [Option<(Place, Run)>; KNOWN],
+    known: Box<[Option<(Place, Run)>]>,
     /// The one that the next run takes the place of.
     oldest: usize,
 }
 
+impl Default for Runs {
+    fn default() -> Self {
+        Self { known: (0..KNOWN).map(|_| None).collect(), oldest: 0 }
+    }
+}
+
 impl Runs {
+    /// Of one who drives a single cursor: none is remembered, and what a batch has cut already is not copied.
+    #[must_use]
+    pub fn of_one() -> Self {
+        Self { known: Box::default(), oldest: 0 }
+    }
+
+    /// About how many bytes of events a run is to have.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        if self.known.is_empty() { 0 } else { RUN_BYTES }
+    }
+
     /// What all get who stand at this place. `trims` is how often floors were raised so far.
     #[must_use]
     pub fn find(&self, filter: &Arc<Filter>, form: Form, cursor: EventId, trims: u64) -> Option<&Run> {
@@ -79,8 +97,7 @@ impl Runs {
             share
         };
         let bytes = match batches {
-            // As large as they come, those are not copied.
-            [one] if one.bytes() > RUN_BYTES => share(one),
+            [one] if self.known.is_empty() || one.bytes() > RUN_BYTES => share(one),
             // Copied even where it is one: what a thread has for itself is counted without asking the others.
             _ => {
                 let shares: Vec<Bytes> = batches.iter().map(|batch| share(batch)).collect();
@@ -90,9 +107,15 @@ impl Runs {
         let upto = batches.last().map_or(cursor, |batch| batch.last());
         let last = batches.last().map_or(cursor, |batch| batch.last_match(filter));
         let run = Run { bytes, upto, last };
-        let place = Place { cursor, trims, form, filter: Arc::clone(filter) };
-        self.known[self.oldest] = Some((place, run.clone()));
-        self.oldest = (self.oldest + 1) % KNOWN;
+        if !self.known.is_empty() {
+            // What was trimmed is let go.
+            for known in &mut self.known {
+                *known = known.take().filter(|(place, _)| place.trims == trims);
+            }
+            let place = Place { cursor, trims, form, filter: Arc::clone(filter) };
+            self.known[self.oldest] = Some((place, run.clone()));
+            self.oldest = (self.oldest + 1) % self.known.len();
+        }
         run
     }
 }
@@ -142,10 +165,22 @@ mod tests {
         assert!(runs.find(&a, Form::Sse, 0, 8).is_none(), "floors were raised");
         assert!(runs.find(&a, Form::Lines, 0, 7).is_none(), "another form");
         assert!(runs.find(&filter("a"), Form::Sse, 0, 7).is_none(), "another filter, though it is equal");
-        for trims in 8..12 {
+        for cursor in 2..6 {
             assert!(runs.find(&a, Form::Sse, 0, 7).is_some());
-            cut(&mut runs, Form::Sse, 0, trims);
+            cut(&mut runs, Form::Sse, cursor, 7);
         }
         assert!(runs.find(&a, Form::Sse, 0, 7).is_none());
+        cut(&mut runs, Form::Sse, 0, 8);
+        assert!(runs.find(&a, Form::Sse, 5, 7).is_none(), "of before a trim nothing is kept");
+    }
+
+    #[test]
+    fn one_alone_gets_what_the_batch_has_and_remembers_nothing() {
+        let mut runs = Runs::of_one();
+        let (a, batches) = (filter("a"), [batch(0, &["a", "b"])]);
+        let run = runs.cut((&a, Form::Sse, 0, 0), &batches, |_, _| {});
+        assert_eq!(run.bytes.as_ptr(), batches[0].share(&a, Form::Sse, 0).0.as_ptr());
+        assert!(runs.find(&a, Form::Sse, 0, 0).is_none());
+        assert_eq!(runs.bytes_max(), 0);
     }
 }

@@ -408,8 +408,7 @@ impl futures_core::Stream for Stream {
                 }
                 this.reading = None;
             }
-            // It is driven alone: nobody stands where it does.
-            match this.following.next(&mut Runs::default(), || Wake::Task(Box::new(cx.waker().clone()))) {
+            match this.following.next(&mut Runs::of_one(), || Wake::Task(Box::new(cx.waker().clone()))) {
                 // Asked again, it waits again.
                 Want::Emit(bytes) | Want::EmitAndWait(bytes) => return this.emit(bytes),
                 Want::Tell(reason, bytes) => {

@@ -211,6 +211,11 @@ fn a_drain() {
         let asks = vec![one("a"), Ask::Drain, one("a")];
         World::new(2, WIDE, vec![client("a", Begin::After(0))], asks)
     });
+    // The second is given what the first was.
+    orders("a drain with two at one place", FEW, || {
+        let asks = vec![one("a"), one("a"), Ask::Drain];
+        World::new(2, WIDE, vec![client("a", Begin::After(0)), client("a", Begin::After(0))], asks).after(1)
+    });
 }
 
 fn keyed(events: &[(&'static str, &'static str, usize)]) -> Ask {

@@ -499,6 +499,9 @@ impl World {
             if !matches!(live.state, State::Waiting) {
                 continue;
             }
+            if self.drained {
+                return Err(format!("client {at} waits, and nobody comes any more"));
+            }
             if let Some(id) = watch.is_owed(&self.facts, tail) {
                 return Err(format!("client {at} waits, and event {id} does not wake it"));
             }

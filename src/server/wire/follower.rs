@@ -78,11 +78,11 @@ pub enum Then {
 }
 
 impl Follower {
-    pub fn new(fresh: Fresh, serial: u32) -> Self {
+    pub fn new(fresh: Fresh, serial: u32, round: u8) -> Self {
         let Fresh { socket, opening, ahead, keep_alive, unread, stream, seat } = fresh;
         Self {
             serial,
-            round: 0,
+            round,
             queued: false,
             watched: false,
             afterwards: match (keep_alive, unread) {
@@ -182,6 +182,11 @@ impl Follower {
             Some(Doing::Lingering { until }) => Some(*until),
             Some(Doing::Opening(_) | Doing::Reading { .. }) | None => None,
         }
+    }
+
+    /// Whether a read is on its way.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.doing.as_deref(), Some(Doing::Reading { .. }))
     }
 
     pub fn is_lingering(&self) -> bool {

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use super::chunk::{Chunk, Unsent};
 use super::follower::{Doing, End, Follower, Then, Thrown};
 use super::inbox::{Inbox, Mail, ReadDone};
+use super::round::Round;
 use super::{Fresh, GiveBack};
 use crate::hub::pages::Pages;
 use crate::hub::wake::SharedDoor;
@@ -26,11 +27,6 @@ use crate::subscription::shared::{Asker, Done};
 /// Followers that have a turn before sockets and inbox are looked at again: at 7 µs a write, some 2 ms.
 const TURNS_MAX: usize = 256;
 
-/// A thread that never catches up, because there is more for its followers whenever all have had their turn, rests for so many times as
-/// long as that took: what a write costs hardly depends on how much has gathered for it. With 1,000 subscribers and 2,000 events/s a
-/// delivery then takes 0.34 instead of 0.56 µs of the processor's time; the median comes 4 ms later, the p99 sooner.
-const REST_TIMES: u32 = 4;
-
 /// A thread that writes without a break offers its core to others after so many bytes, each write counted as `WRITE_IS_BYTES` more: some
 /// 0.2 ms. Else one that wakes meanwhile, such as a publisher's, waits for the end of the system's slice, which is 3 ms and more, and a herd
 /// makes publishes wait for many of them. An offer that nobody takes costs 0.3 µs.
@@ -39,11 +35,8 @@ const SPELL_BYTES: usize = 256 << 10;
 /// What a write costs whatever is in it, in bytes that are copied for the same price.
 const WRITE_IS_BYTES: usize = 6 << 10;
 
-/// Up to so many bytes, a write costs at most twice what it does with a single frame: to copy them takes about 6 µs, and so does the rest.
-const CHEAP_BYTES: u32 = 32 << 10;
-
-/// The longest rest: a picture on a screen, at 60 a second. Nobody sees what comes sooner.
-const REST_MAX: Duration = Duration::from_millis(16);
+/// A look at the sockets that takes no longer has found something at once: the thread had nothing to do only if it did take longer.
+const WAIT_MIN: Duration = Duration::from_micros(20);
 
 /// Sockets that are told of at once.
 const EVENTS_MAX: usize = 1024;
@@ -79,41 +72,10 @@ pub struct Shard {
     /// What the followers were given last.
     runs: Runs,
     round: Round,
+    /// How many followers have a read on its way.
+    reading: usize,
     /// Of [`SPELL_BYTES`], what was written since the core was last offered to others.
     spell: usize,
-}
-
-/// From when there was something to do, or the last round ended, until a follower has its second turn.
-struct Round {
-    /// Followers have that of their last turn.
-    number: u8,
-    since: Instant,
-    /// The most bytes that gathered for one of them.
-    most: usize,
-    /// Somebody has more before him than is new: that waits for nothing.
-    somebody_catches_up: bool,
-}
-
-impl Round {
-    fn begin(number: u8) -> Self {
-        Self { number, since: Instant::now(), most: 0, somebody_catches_up: false }
-    }
-
-    fn next(&mut self) {
-        // One that has slept for 256 rounds is taken to have had its turn, and ends a round too early.
-        *self = Self::begin(self.number.wrapping_add(1));
-    }
-
-    /// For how long more is to gather, after a round that took so long: until about so much has as is written cheaply.
-    fn rest(&self, took: Duration) -> Duration {
-        if self.somebody_catches_up {
-            return Duration::ZERO;
-        }
-        // A round of seconds rests for as long as a shorter one.
-        let took = took.min(Duration::from_secs(1));
-        let most = u32::try_from(self.most.max(1)).unwrap_or(u32::MAX);
-        (took * CHEAP_BYTES / most).saturating_sub(took).min(took * REST_TIMES).min(REST_MAX)
-    }
 }
 
 impl Shard {
@@ -136,6 +98,7 @@ impl Shard {
             chunk: Chunk::default(),
             runs: Runs::default(),
             round: Round::begin(0),
+            reading: 0,
             spell: 0,
         })
     }
@@ -145,11 +108,7 @@ impl Shard {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut mail = Mail::default();
         loop {
-            let idles = self.turns.is_empty();
             self.wait(&mut events);
-            if idles {
-                self.round.next();
-            }
             for event in events.drain(..) {
                 self.happened(event);
             }
@@ -160,24 +119,33 @@ impl Shard {
             self.read_mail(&mut mail);
             self.expire();
             for _ in 0..TURNS_MAX {
+                if self.rests() {
+                    break;
+                }
                 let Some(place) = self.turns.pop_front() else { break };
                 self.turn(place);
             }
-            self.rest();
         }
     }
 
-    /// At the end of a round, lets more gather.
-    fn rest(&mut self) {
+    /// At the end of a round, lets more gather; false where there is nothing to wait for.
+    fn rests(&mut self) -> bool {
         let next = self.turns.front().and_then(|&place| self.followers.get(place as usize));
-        if next.is_none_or(|follower| follower.round != self.round.number) {
-            return;
+        if next.is_none_or(|follower| !self.round.had_turn(follower.round)) {
+            return false;
         }
-        std::thread::sleep(self.round.rest(self.round.since.elapsed()));
+        let rest = if self.reading > 0 { Duration::ZERO } else { self.round.rest(self.round.lasts()) };
         self.round.next();
+        if rest.is_zero() {
+            return false;
+        }
+        std::thread::sleep(rest);
+        self.spell = 0;
+        true
     }
 
-    fn wait(&self, events: &mut Vec<Event>) {
+    fn wait(&mut self, events: &mut Vec<Event>) {
+        let idle_since = self.turns.is_empty().then(Instant::now);
         let timeout = if self.turns.is_empty() {
             self.deadlines.peek().map(|Reverse(next)| next.at.saturating_duration_since(Instant::now()))
         } else {
@@ -194,6 +162,10 @@ impl Shard {
                 // Nothing of what is asked can be refused; a loop that does not wait is better than one that ends.
                 tracing::error!(%error, "cannot wait for sockets");
             }
+        }
+        if idle_since.is_some_and(|since| since.elapsed() >= WAIT_MIN) {
+            self.round.next();
+            self.spell = 0;
         }
     }
 
@@ -218,7 +190,7 @@ impl Shard {
 
     fn admit(&mut self, fresh: Fresh) {
         self.serial = self.serial.wrapping_add(1);
-        let follower = Follower::new(fresh, self.serial);
+        let follower = Follower::new(fresh, self.serial, self.round.number().wrapping_sub(1));
         let place = u32::try_from(self.followers.vacant()).expect("there are fewer than four billion sockets");
         let interest = quiet(&follower);
         if let Err(error) = epoll::add(&self.epoll, follower.socket(), data(place, self.serial), interest) {
@@ -245,10 +217,9 @@ impl Shard {
         if !std::mem::take(&mut follower.queued) || !follower.is_free() {
             return;
         }
-        follower.round = self.round.number;
+        follower.round = self.round.number();
         let then = follower.gather(&mut self.runs, &self.door, place, &mut self.chunk);
-        self.round.most = self.round.most.max(self.chunk.bytes());
-        self.round.somebody_catches_up |= !matches!(then, Then::Wait);
+        self.round.turn(self.chunk.bytes(), matches!(then, Then::Wait));
         self.spell += WRITE_IS_BYTES + self.chunk.bytes();
         self.send(place, then);
         if self.spell >= SPELL_BYTES {
@@ -303,6 +274,7 @@ impl Shard {
         let here = Arc::new(());
         let asker = ForFollower { here: Arc::downgrade(&here), inbox, place, serial };
         follower.doing = Some(Box::new(Doing::Reading { _here: here }));
+        self.reading += 1;
         let in_runtime = self.runtime.enter();
         let known = source.ask(reading, Box::new(asker));
         drop(in_runtime);
@@ -313,6 +285,7 @@ impl Shard {
 
     fn was_read(&mut self, ReadDone { place, serial, read }: ReadDone) {
         let Some(at) = self.get(place, serial) else { return };
+        self.reading -= 1;
         // What is in the machine is gathered in its turn; that a read failed is said at once.
         match self.followers[at].was_read(read, &mut self.chunk) {
             Some(end) => self.send(place, Then::End(end)),
@@ -391,7 +364,8 @@ impl Shard {
 
     /// Closing its socket also takes it out of the epoll set, since no one else has it open.
     fn remove(&mut self, place: u32) {
-        drop(self.followers.remove(place as usize));
+        let Some(follower) = self.followers.remove(place as usize) else { return };
+        self.reading -= usize::from(follower.is_reading());
     }
 
     fn expire(&mut self) {
@@ -470,25 +444,4 @@ fn data(place: u32, serial: u32) -> EventData {
 fn parts(number: u64) -> (u32, u32) {
     let part = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
     (part(number >> 32), part(number))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::{REST_MAX, Round};
-
-    #[test]
-    fn it_rests_until_cheap_writes_are_full_and_not_where_somebody_catches_up() {
-        let ms = Duration::from_millis;
-        let rest = |most, took| Round { most, ..Round::begin(0) }.rest(took);
-        assert_eq!(rest(200, ms(3)), ms(12), "four times as long as the round took");
-        assert_eq!(rest(200, ms(100)), REST_MAX);
-        assert_eq!(rest(16 << 10, ms(3)), ms(3), "as much again fits in");
-        assert_eq!(rest(32 << 10, ms(3)), Duration::ZERO);
-        assert_eq!(rest(1 << 20, ms(3)), Duration::ZERO);
-        assert_eq!(rest(0, Duration::MAX), REST_MAX, "a clock that leapt");
-        let round = Round { most: 200, somebody_catches_up: true, ..Round::begin(0) };
-        assert_eq!(round.rest(ms(3)), Duration::ZERO);
-    }
 }
