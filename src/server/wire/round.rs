@@ -1,4 +1,4 @@
-//! When a thread of the wire rests: never, unless all its followers have had a turn and there is more for them already.
+//! When a thread of the wire rests: never, unless all of many followers have had a turn and there is more for them already.
 //!
 //! What holds: nobody waits who has something of before in front of him, and nobody for longer than [`REST_MAX`].
 
@@ -12,6 +12,10 @@ const REST_TIMES: u32 = 4;
 /// Up to so many bytes, a write costs at most twice what it does with a single frame: to copy them takes about 6 µs, and so does the rest.
 const CHEAP_BYTES: u32 = 32 << 10;
 
+/// With fewer followers a thread does not rest: they are served soon, and soon is worth more than the processor. Those of one quick publisher, 200
+/// on two threads, have an event 1.4 ms after it was published, and 9 ms where their threads rest, for two thirds of the processor's time.
+const CROWD_MIN: u32 = 256;
+
 /// The longest rest: a picture on a screen, at 60 a second. Nobody sees what comes sooner.
 const REST_MAX: Duration = Duration::from_millis(16);
 
@@ -20,6 +24,8 @@ pub struct Round {
     /// Followers have that of their last turn.
     number: u8,
     since: Instant,
+    /// How many had their turn.
+    turns: u32,
     /// The most bytes that gathered for one of them.
     most: usize,
     /// Somebody has more in front of him than is new.
@@ -28,7 +34,7 @@ pub struct Round {
 
 impl Round {
     pub fn begin(number: u8) -> Self {
-        Self { number, since: Instant::now(), most: 0, somebody_catches_up: false }
+        Self { number, since: Instant::now(), turns: 0, most: 0, somebody_catches_up: false }
     }
 
     pub fn next(&mut self) {
@@ -51,13 +57,14 @@ impl Round {
 
     /// A follower has had its turn, was given so many bytes, and is, or is not, where the newest event is.
     pub fn turn(&mut self, bytes: usize, is_at_the_edge: bool) {
+        self.turns += 1;
         self.most = self.most.max(bytes);
         self.somebody_catches_up |= !is_at_the_edge;
     }
 
     /// For how long more is to gather, after a round that took so long: until about so much has as is written cheaply.
     pub fn rest(&self, took: Duration) -> Duration {
-        if self.somebody_catches_up {
+        if self.somebody_catches_up || self.turns < CROWD_MIN {
             return Duration::ZERO;
         }
         // A round of seconds rests for as long as a shorter one.
@@ -74,23 +81,25 @@ mod tests {
     #[test]
     fn it_rests_until_cheap_writes_are_full_and_not_where_somebody_catches_up() {
         let ms = Duration::from_millis;
-        let rest = |bytes, took| {
+        let crowd = |bytes, is_at_the_edge| {
             let mut round = Round::begin(0);
-            round.turn(1, true);
-            round.turn(bytes, true);
-            round.rest(took)
+            (1..CROWD_MIN).for_each(|_| round.turn(1, true));
+            round.turn(bytes, is_at_the_edge);
+            round
         };
+        let rest = |bytes, took| crowd(bytes, true).rest(took);
         assert_eq!(rest(200, ms(3)), ms(12), "four times as long as the round took");
         assert_eq!(rest(200, ms(100)), REST_MAX);
         assert_eq!(rest(16 << 10, ms(3)), ms(3), "as much again fits in");
         assert_eq!(rest(32 << 10, ms(3)), Duration::ZERO);
         assert_eq!(rest(1 << 20, ms(3)), Duration::ZERO);
         assert_eq!(rest(0, Duration::MAX), REST_MAX, "a clock that leapt");
-        let mut round = Round::begin(0);
-        round.turn(200, false);
-        assert_eq!(round.rest(ms(3)), Duration::ZERO);
+        let mut round = crowd(200, false);
+        assert_eq!(round.rest(ms(3)), Duration::ZERO, "somebody catches up");
         round.next();
         round.turn(200, true);
+        assert_eq!(round.rest(ms(3)), Duration::ZERO, "they are few");
+        (0..CROWD_MIN).for_each(|_| round.turn(200, true));
         assert_eq!(round.rest(ms(3)), ms(12), "that was the round before");
     }
 }
