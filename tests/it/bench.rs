@@ -73,6 +73,16 @@ fn fanout_counts_times_and_checks_deliveries() {
     assert_eq!(server.everything("/topics/b.c.1").len(), 14);
 }
 
+/// One thread has more followers than it serves in one go, and publishers that leave it no time: it rests, and they stand in many places.
+#[test]
+fn a_crowd_that_is_never_caught_up_with_misses_nothing() {
+    let server = TestServer::start(&["stream_threads=1"]);
+    let json = good(&server, "fanout --subscribers 600 --events 2000 --publishers 4 --size 64");
+    assert_counts(&json, &[("deliveries", 1_200_000), ("expected", 1_200_000)]);
+    let json = good(&server, "fanout --subscribers 600 --topics 3 --events 900 --publishers 2 --size 3000");
+    assert_counts(&json, &[("deliveries", 180_000), ("expected", 180_000)]);
+}
+
 #[test]
 fn idle_tells_memory_over_both_protocols() {
     let server = TestServer::start(&[]);
