@@ -29,7 +29,7 @@ const TURNS_MAX: usize = 256;
 
 /// A thread that writes without a break offers its core to others after so many bytes, each write counted as `WRITE_IS_BYTES` more: some
 /// 0.2 ms. Else one that wakes meanwhile, such as a publisher's, waits for the end of the system's slice, which is 3 ms and more, and a herd
-/// makes publishes wait for many of them. An offer that nobody takes costs 0.3 µs.
+/// makes publishes wait for many of them. An offer that nobody takes is a short system call.
 const SPELL_BYTES: usize = 256 << 10;
 
 /// What a write costs whatever is in it, in bytes that are copied for the same price.
