@@ -389,7 +389,7 @@ impl<W> Hub<W> {
 
     /// Whether nothing matches beyond `upto`, so that one who is given everything up to there waits from now on, as in [`Hub::place`];
     /// `sent` is when it is given that. Where its end is to be told, or the hub drains, it does not wait.
-    pub fn rests(&mut self, key: SubscriberKey, upto: EventId, sent: Millis, wake: impl FnOnce() -> W) -> bool {
+    pub fn waits_beyond(&mut self, key: SubscriberKey, upto: EventId, sent: Millis, wake: impl FnOnce() -> W) -> bool {
         let Some(filter) = self.get(key).map(|s| long(s.filter)) else { return false };
         let live = &self.filters[filter];
         if self.drained || live.closed.is_some() || upto < self.tail.min(live.last_match) {

@@ -358,13 +358,13 @@ impl Subscription {
     fn look_ahead<W>(&self, hub: &mut Hub<W>, runs: &Runs, now: Millis, wake: impl Fn() -> W) -> Ahead {
         let trims = hub.trims();
         if let Some(run) = runs.find(&self.filter, self.form, self.cursor, trims) {
-            let waits = self.stage == Stage::Live && hub.rests(self.key, run.upto, now, wake);
+            let waits = self.stage == Stage::Live && hub.waits_beyond(self.key, run.upto, now, wake);
             return Ahead::Known(run.clone(), waits);
         }
         let place = hub.place(self.key, self.cursor, self.sent, runs.bytes_max(), &wake);
         let waits = match &place {
             Place::Ring(batches) if self.stage == Stage::Live => {
-                batches.last().is_some_and(|last| hub.rests(self.key, last.last(), now, wake))
+                batches.last().is_some_and(|last| hub.waits_beyond(self.key, last.last(), now, wake))
             }
             _ => false,
         };

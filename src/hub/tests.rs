@@ -101,17 +101,17 @@ fn one_that_is_given_the_last_there_is_waits_at_once() {
     for topic in ["a", "a", "b"] {
         push(&mut hub, &[topic]);
     }
-    assert!(!hub.rests(key, 1, 0, || 7), "there is more for it");
-    assert!(hub.rests(key, 2, 0, || 7), "what comes after is not for it");
+    assert!(!hub.waits_beyond(key, 1, 0, || 7), "there is more for it");
+    assert!(hub.waits_beyond(key, 2, 0, || 7), "what comes after is not for it");
     assert_eq!(hub.passed(key), 3);
     assert_eq!(push(&mut hub, &["b"]), NOBODY);
     assert_eq!(push(&mut hub, &["a"]), [7]);
-    assert!(!hub.rests(key, 4, 0, || 7), "that one is");
+    assert!(!hub.waits_beyond(key, 4, 0, || 7), "that one is");
     hub.mark_closed(key, 5);
-    assert!(!hub.rests(key, 5, 0, || 7), "its end is to be told");
+    assert!(!hub.waits_beyond(key, 5, 0, || 7), "its end is to be told");
     let key = attach(&mut hub, "b");
     hub.drain();
-    assert!(!hub.rests(key, 5, 0, || 7), "nobody would wake it");
+    assert!(!hub.waits_beyond(key, 5, 0, || 7), "nobody would wake it");
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct Run {
 
 /// For whom a run is.
 #[derive(Debug)]
-struct Place {
+struct Spot {
     cursor: EventId,
     /// How often floors were raised before.
     trims: u64,
@@ -41,7 +41,7 @@ struct Place {
     filter: Arc<Filter>,
 }
 
-impl Place {
+impl Spot {
     fn is(&self, filter: &Arc<Filter>, form: Form, cursor: EventId, trims: u64) -> bool {
         self.cursor == cursor && self.trims == trims && self.form == form && Arc::ptr_eq(&self.filter, filter)
     }
@@ -50,7 +50,7 @@ impl Place {
 /// The newest runs of one who drives cursors. By default it drives many.
 #[derive(Debug)]
 pub struct Runs {
-    known: Box<[Option<(Place, Run)>]>,
+    known: Box<[Option<(Spot, Run)>]>,
     /// The one that the next run takes the place of.
     oldest: usize,
 }
@@ -78,7 +78,7 @@ impl Runs {
     #[must_use]
     pub fn find(&self, filter: &Arc<Filter>, form: Form, cursor: EventId, trims: u64) -> Option<&Run> {
         let known = self.known.iter().flatten();
-        known.into_iter().find(|(place, _)| place.is(filter, form, cursor, trims)).map(|(_, run)| run)
+        known.into_iter().find(|(spot, _)| spot.is(filter, form, cursor, trims)).map(|(_, run)| run)
     }
 
     /// Cuts the frames for this place out of `batches`, which follow each other and begin behind the cursor or around it, and remembers
@@ -110,10 +110,10 @@ impl Runs {
         if !self.known.is_empty() {
             // What was trimmed is let go.
             for known in &mut self.known {
-                *known = known.take().filter(|(place, _)| place.trims == trims);
+                *known = known.take().filter(|(spot, _)| spot.trims == trims);
             }
-            let place = Place { cursor, trims, form, filter: Arc::clone(filter) };
-            self.known[self.oldest] = Some((place, run.clone()));
+            let spot = Spot { cursor, trims, form, filter: Arc::clone(filter) };
+            self.known[self.oldest] = Some((spot, run.clone()));
             self.oldest = (self.oldest + 1) % self.known.len();
         }
         run

@@ -207,8 +207,6 @@ fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, stretch: Stretch, p
         metrics.catchup_reads.inc();
         let done = read(store, &stretch).map_err(ReadingError::from);
         next = lead.done(stretch, store.floors_told(), &done);
-        // Who reads on for long is not to keep the core from those who just want to publish.
-        std::thread::yield_now();
     }
     drop(permit);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// delivery then takes 0.34 instead of 0.56 µs of the processor's time; the median comes 4 ms later, the p99 sooner.
 const REST_TIMES: u32 = 4;
 
-/// Up to so many bytes, a write costs at most twice what it does with a single frame: at some 5 GB/s they are copied in 6 µs, as long as the rest takes.
+/// Up to so many bytes, a write costs hardly more than with a single frame: over loopback 5.0 to 5.7 µs for all of them, 4.2 to 4.9 for 200.
 const CHEAP_BYTES: u32 = 32 << 10;
 
 /// With fewer followers a thread does not rest: they are served soon, and soon is worth more than the processor. Those of one quick publisher, 200
