@@ -29,7 +29,7 @@ const TURNS_MAX: usize = 256;
 
 /// A thread that writes without a break offers its core to others after so many turns: some 0.2 ms. Else one that wakes meanwhile, such as a
 /// publisher's, waits for the end of the system's slice, which is 3 ms and more. One publisher beside 1,000 subscribers published a fifth
-/// more with it (32 and 8 turns alike, 128 half as much).
+/// more with it (a quarter with 8 turns, a seventh with 128).
 const SPELL_TURNS: usize = 32;
 
 /// A look at the sockets that takes no longer has found something at once: the thread had nothing to do only if it did take longer.
