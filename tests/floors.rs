@@ -48,12 +48,13 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    // Cargo runs tests where `Cargo.toml` is. The path of the build would be another clone's, where several share a target directory.
+    let src = Path::new("src");
     let mut files = Vec::new();
-    collect(&src, &mut files);
+    collect(src, &mut files);
     files.sort();
     let read = |file: PathBuf| {
-        let path = file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        let path = file.strip_prefix(src).unwrap().to_str().unwrap().to_owned();
         let room = path.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
         Source { room, code: without_comments(&fs::read_to_string(&file).unwrap()), path }
     };
@@ -78,7 +79,7 @@ fn without_comments(text: &str) -> String {
 
 /// Room by floor, of the table in `lib.rs`. The rooms beside it are in [`BESIDE`].
 fn floors() -> BTreeMap<String, u8> {
-    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let lib = fs::read_to_string("src/lib.rs").unwrap();
     let mut floors = BTreeMap::new();
     let mut beside = BTreeSet::new();
     for row in lib.lines().filter_map(|line| line.strip_prefix("//! | ")) {

@@ -21,7 +21,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn fuzz_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+    PathBuf::from("fuzz")
 }
 
 /// The files of a directory, sorted by name; none when it is not there.

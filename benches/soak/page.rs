@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::plot::{Plot, Scale, Series, number};
 use crate::publishers;
@@ -33,7 +33,7 @@ const PLOTS: [Shown; 4] = [
 ];
 
 pub fn write(verdict: &Verdict) -> io::Result<()> {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let docs = PathBuf::from("docs");
     for (file, title, y, series) in PLOTS {
         let begun = verdict.samples.first().map_or(0.0, |s| s.at);
         let series = series.iter().map(|(name, of)| Series {

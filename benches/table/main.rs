@@ -89,7 +89,7 @@ fn serve(which: &str, file: Option<&Path>) -> Result<(), String> {
 fn bench(args: &Args) -> Result<bool, String> {
     let rows = chosen(&args.rows)?;
     let settings = settings(args)?;
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let docs = PathBuf::from("docs");
     let whole = (settings.scale - 1.0).abs() < f64::EPSILON;
     let out = if whole { docs.clone() } else { servers::scratch().join("scaled") };
     std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;

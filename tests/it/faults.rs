@@ -53,7 +53,7 @@ fn library() -> &'static Path {
     let (_, path) = LIBRARY.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("faults.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/faults.c");
+        let source = "tests/it/faults.c";
         let status =
             Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&path).args([source, "-ldl"]).status();
         assert!(status.expect("this test needs a C compiler, cc").success());

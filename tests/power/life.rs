@@ -55,7 +55,7 @@ pub fn recorder() -> &'static Path {
     let (_, path) = BUILT.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let library = dir.path().join("recorder.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/recorder.c");
+        let source = "tests/power/recorder.c";
         let compiler = Command::new("cc")
             .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
             .arg(&library)
