@@ -21,8 +21,8 @@ const EVENT_BYTES: usize = 256;
 fn replay(store: &RocksStore, filter: &Arc<Filter>, form: Form) -> usize {
     let (mut after, upto, mut bytes) = (0, store.tail(), 0);
     while after < upto {
-        let was =
-            read(store, &Stretch { filter: filter.clone(), form, after, upto, bytes_max: READ_BYTES }).expect("a read");
+        let was = read(store, &Stretch { filter: filter.clone(), form, after, upto, bytes_max: READ_BYTES }, || true)
+            .expect("a read");
         (after, bytes) = (was.upto, bytes + was.bytes.len());
     }
     bytes

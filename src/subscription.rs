@@ -39,6 +39,11 @@ const FIRST_READ_BYTES: usize = 4 << 10;
 /// Reads until they are as large as they may be.
 const READS_GROW: u8 = 2;
 
+/// After so many events, some 30 µs, a read asks whether it still is wanted; where they lie so far apart that each is sought, which takes 15 µs and
+/// more, after each.
+const ASK_EVERY: u32 = 64;
+const SPARSE_IDS: u64 = 64;
+
 /// How a subscription is written, and when it ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -120,19 +125,23 @@ pub struct WasRead {
     pub last: EventId,
 }
 
-/// Reads at most about `bytes_max` of frames, up to where others would stop too ([`shared`]). Blocks on the disk.
+/// Reads at most about `bytes_max` of frames, up to where others would stop too ([`shared`]); less when it `is_wanted` no longer, which
+/// is asked now and then. Blocks on the disk.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn read(store: &dyn Store, stretch: &Stretch) -> Result<WasRead, StoreError> {
+pub fn read(store: &dyn Store, stretch: &Stretch, is_wanted: impl Fn() -> bool) -> Result<WasRead, StoreError> {
     let Stretch { filter, form, after, upto, bytes_max } = stretch;
     let mut out = Vec::with_capacity(bytes_max + bytes_max / 16);
-    let mut last = 0;
+    let (mut last, mut events) = (0, 0);
     let mut cut = Cut::new(*after, *bytes_max);
     let upto = store.scan(Scan { filter, after: *after, upto: *upto }, &mut |event| {
         form.event(&mut out, event);
+        events += 1;
+        let asks = events % ASK_EVERY == 0 || event.id > last + SPARSE_IDS;
         last = event.id;
-        if cut.is_here(event.id, out.len()) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let ends = cut.is_here(event.id, out.len()) || asks && !is_wanted();
+        if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     if out.len() < out.capacity() / 4 * 3 {
         // It may be kept a while.
@@ -511,6 +520,8 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::hub;
+    use crate::store::model::ModelStore;
+    use crate::topic::{Pattern, Topic};
 
     #[test]
     fn the_first_read_is_small_and_the_next_ones_grow_to_a_whole_block() {
@@ -534,6 +545,24 @@ mod tests {
             }
         }
         assert_eq!(sizes, [4 << 10, 16 << 10, READ_BYTES, READ_BYTES]);
+    }
+
+    #[test]
+    fn a_read_that_nobody_wants_any_more_ends_soon() {
+        let store = ModelStore::default();
+        let topic = |id: EventId| Topic::parse(if id.is_multiple_of(100) { "rare" } else { "dense" }).unwrap();
+        let event = |id| Event { id, topic: topic(id), event: None, key: None, time: 0, data: "x".into() };
+        store.append(&(1..=1000).map(event).collect::<Vec<_>>()).unwrap();
+        let last = |topic, is_wanted: &dyn Fn() -> bool| {
+            let filter = Arc::new(Filter::new(vec![Pattern::parse(topic).unwrap()], Vec::new()));
+            let stretch = Stretch { filter, form: Form::Sse, after: 0, upto: 1000, bytes_max: READ_BYTES };
+            let read = read(&store, &stretch, is_wanted).unwrap();
+            assert!(read.last == read.upto || read.upto == 1000);
+            read.last
+        };
+        assert_eq!((last("dense", &|| true), last("rare", &|| true)), (999, 1000));
+        assert_eq!(last("dense", &|| false), u64::from(ASK_EVERY));
+        assert_eq!(last("rare", &|| false), 100, "what lies far apart costs more");
     }
 
     #[test]

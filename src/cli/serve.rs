@@ -85,7 +85,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     debug!(?config, "configured");
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let done = runtime.block_on(serve(Arc::new(config)));
+    // In a task of its own, since this thread is none of the runtime's: each connection that it accepted would first be told from one thread to another.
+    let done = runtime.block_on(runtime.spawn(serve(Arc::new(config))));
+    let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     runtime.shutdown_timeout(BLOCKING_EXIT);
     done
 }

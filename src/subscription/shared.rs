@@ -34,6 +34,8 @@ const PAUSE: u32 = 256;
 /// A reader's first block ends with the first match beyond so many ids: where matches are that rare each is sought, and a reader that
 /// comes back is to have its first event before others are looked for.
 const FIRST_IDS: u64 = 8 << 10;
+/// The next one may span so many times as many: readers that only want to see whether there is anything have left by then.
+const FIRST_READS_GROW: u64 = 8;
 
 /// Where a block may end. A block is as long as it takes, but where it can, it ends at the first match from a multiple of a power of
 /// two on, the same for all that come by: so the next one begins at the same id for them all, wherever they began.
@@ -50,7 +52,11 @@ pub struct Cut {
 impl Cut {
     /// Of a block of at most about `bytes_max` that begins after `after`.
     pub fn new(after: EventId, bytes_max: usize) -> Self {
-        let ids_max = if bytes_max <= FIRST_READ_BYTES { FIRST_IDS } else { EventId::MAX };
+        let ids_max = match bytes_max / FIRST_READ_BYTES {
+            0..=1 => FIRST_IDS,
+            _ if bytes_max < READ_BYTES => FIRST_IDS * FIRST_READS_GROW,
+            _ => EventId::MAX,
+        };
         Self { after, bytes_max, latest: after.saturating_add(ids_max), end: None }
     }
 
@@ -236,7 +242,7 @@ impl Lead {
     #[must_use]
     pub fn wanted(mut self) -> Option<Self> {
         let mut inner = self.shared.0.lock();
-        if self.run > 0 || self.waiting.lock().iter().any(|asker| asker.waits()) {
+        if self.is_waited_for() {
             drop(inner);
             return Some(self);
         }
@@ -247,6 +253,13 @@ impl Lead {
         }
         drop(inner);
         None
+    }
+
+    /// Whether to go on reading: whoever asked still waits, or nobody has asked yet for what is read ahead.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.is_empty() || waiting.iter().any(|asker| asker.waits())
     }
 
     /// Hands in what came of `stretch`, which answers all who wait for it. Where they will want more, gives what is to be read next;
@@ -262,7 +275,9 @@ impl Lead {
                 (Some((place, serial)), Ok(read)) => {
                     inner.keep(place, serial, read, !waiting.is_empty());
                     self.ahead = if waiting.is_empty() { self.ahead + 1 } else { 0 };
-                    if self.goes_on(&inner, read, stretch.upto) {
+                    // Who has gone meanwhile does not keep up.
+                    let keeps_up = waiting.is_empty() || waiting.iter().any(|asker| asker.waits());
+                    if keeps_up && self.goes_on(&inner, read, &stretch) {
                         stretch.after = read.upto;
                         next = self.begin_next(&mut inner, &stretch, told);
                     }
@@ -280,9 +295,11 @@ impl Lead {
         next.map(|next| (next, stretch))
     }
 
-    /// Whether to read on behind `read`: there is more, it comes in blocks larger than a first one, and somebody keeps up with it.
-    fn goes_on(&self, inner: &Inner, read: &WasRead, upto: EventId) -> bool {
-        let more = read.upto < upto && read.bytes.len() >= READ_BYTES / 8;
+    /// Whether to read on behind `read`: there is more, it comes in whole blocks, as for one that has read for a while, and somebody
+    /// keeps up with it.
+    fn goes_on(&self, inner: &Inner, read: &WasRead, stretch: &Stretch) -> bool {
+        let is_block = stretch.bytes_max >= READ_BYTES && read.bytes.len() >= READ_BYTES / 8;
+        let more = read.upto < stretch.upto && is_block;
         more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < AHEAD_MAX
     }
 
@@ -342,6 +359,7 @@ mod tests {
         let rare: Vec<EventId> = (1..=40).map(|n| n * 10_000).collect();
         assert_eq!(ends(FIRST_READ_BYTES, &rare), Some(10_000));
         assert_eq!(ends(FIRST_READ_BYTES, &[1, FIRST_IDS - 1, FIRST_IDS, FIRST_IDS + 1]), Some(FIRST_IDS));
+        assert_eq!(ends(FIRST_READ_BYTES * 4, &rare), Some(70_000));
         assert_eq!(ends(READ_BYTES, &rare), None, "a later block is as long as it may be");
     }
 
@@ -437,7 +455,11 @@ mod tests {
     fn a_reader_that_gives_up_or_fails_leaves_nothing_behind() {
         let shared = Arc::new(Shared::default());
         for fails in [false, true] {
-            let first = lead(asks(&shared, &reading("a", 5, 90), 0));
+            let (first, answer) = asks(&shared, &reading("a", 5, 90), 0);
+            let first = lead((first, Told::default()));
+            assert!(first.is_waited_for());
+            drop(answer);
+            assert!(!first.is_waited_for());
             assert!(first.wanted().is_none(), "who asked has left");
             let first = lead(asks(&shared, &reading("a", 5, 90), 0));
             let second = waits(asks(&shared, &reading("a", 5, 90), 0));
@@ -497,7 +519,8 @@ mod tests {
 
     /// Reads from `after` on until nothing more is wanted; gives where that was.
     fn run(shared: &Arc<Shared>, pattern: &str, after: EventId, mut meanwhile: impl FnMut(EventId)) -> EventId {
-        let mut next = Some((lead(asks(shared, &reading(pattern, after, 9_999), 0)), reading(pattern, after, 9_999)));
+        let (first, _waits) = asks(shared, &reading(pattern, after, 9_999), 0);
+        let mut next = Some((lead((first, Told::default())), reading(pattern, after, 9_999)));
         let mut came = after;
         while let Some((lead, reading)) = next {
             came = reading.after + 1;
@@ -513,12 +536,26 @@ mod tests {
         let ahead = u64::from(AHEAD_MAX);
         assert_eq!(run(&shared, "a", 0, |_| {}), 1 + ahead);
         assert_eq!(known(asks(&shared, &reading("a", ahead, 9_999), 0)), 1 + ahead);
-        let keeps_up = |after| {
+        let mut keeps_up = Vec::new();
+        let all = |after| {
             if after != 100 {
-                waits(asks(&shared, &reading("a", after, 9_999), 0));
+                keeps_up.push(waits(asks(&shared, &reading("a", after, 9_999), 0)));
             }
         };
-        assert_eq!(run(&shared, "a", 100, keeps_up), 100 + u64::from(RUN_MAX));
+        assert_eq!(run(&shared, "a", 100, all), 100 + u64::from(RUN_MAX));
+        let mut leaves = None;
+        let with_the_third = |after| {
+            if after == 202 {
+                let answer = waits(asks(&shared, &reading("a", after, 9_999), 0));
+                leaves = Some(Arc::downgrade(&answer));
+            }
+        };
+        assert_eq!(run(&shared, "a", 200, with_the_third), 203, "nothing is read ahead of one that has gone");
+        assert!(leaves.is_some_and(|answer| answer.upgrade().is_none()));
+        let small = |after| Stretch { bytes_max: READ_BYTES / 4, ..reading("s", after, 9_999) };
+        let (first, _waits) = asks(&shared, &small(0), 0);
+        let first = lead((first, Told::default()));
+        assert!(first.done(small(0), 0, &read(1, READ_BYTES / 4)).is_none(), "nor of one that has just begun");
         // What was read ahead goes unread.
         for reader in 0..200 {
             run(&shared, &format!("r{reader}"), 0, |_| {});

@@ -49,8 +49,8 @@ impl World {
         let Some(done) = fetching.done.take() else {
             match fetching.lead.take().and_then(Lead::wanted) {
                 Some(lead) => {
+                    let done = read(&*self.store, &fetching.stretch, || lead.is_waited_for()).map_err(Into::into);
                     fetching.lead = Some(lead);
-                    let done = read(&*self.store, &fetching.stretch).map_err(Into::into);
                     let what = if done.is_ok() { "reads of the log" } else { "reads failed" };
                     fetching.done = Some(done);
                     self.count(what);
