@@ -20,8 +20,8 @@ use bytes::Bytes;
 pub use self::begin::{Begin, Gap, Known, LookUp, Start, look_up};
 use self::bundle::{Bundle, Dress, Wanted};
 use self::run::{Run, Runs};
-use self::shared::Cut;
-use crate::event::{EventId, Millis};
+use self::shared::{Cut, Lead};
+use crate::event::{EventId, EventRef, Millis};
 use crate::hub::{Hub, Place, SubscriberKey};
 use crate::sse::{Control, Form, GapReason};
 use crate::store::{Floor, Scan, Store, StoreError};
@@ -39,9 +39,9 @@ const FIRST_READ_BYTES: usize = 4 << 10;
 /// Reads until they are as large as they may be.
 const READS_GROW: u8 = 2;
 
-/// After so many events, some 30 µs, a read asks whether it still is wanted; where they lie so far apart that each is sought, which takes 15 µs and
+/// After so many events, some 0.1 ms, a read asks whether it still is wanted; where they lie so far apart that each is sought, which takes 15 µs and
 /// more, after each.
-const ASK_EVERY: u32 = 64;
+const ASK_EVERY: u32 = 256;
 const SPARSE_IDS: u64 = 64;
 
 /// How a subscription is written, and when it ends.
@@ -125,29 +125,101 @@ pub struct WasRead {
     pub last: EventId,
 }
 
-/// Reads at most about `bytes_max` of frames, up to where others would stop too ([`shared`]); less when it `is_wanted` no longer, which
-/// is asked now and then. Blocks on the disk.
+/// A block of frames that is being gathered.
+struct Block {
+    form: Form,
+    frames: Vec<u8>,
+    last: EventId,
+    events: u32,
+    cut: Cut,
+}
+
+impl Block {
+    fn begin(stretch: &Stretch) -> Self {
+        let &Stretch { form, after, bytes_max, .. } = stretch;
+        let frames = Vec::with_capacity(bytes_max + bytes_max / 16);
+        Self { form, frames, last: 0, events: 0, cut: Cut::new(after, bytes_max) }
+    }
+
+    /// Whether it ends with this event: where others would stop too ([`shared`]), or when it `is_wanted` no longer, which is asked now
+    /// and then.
+    fn ends_with(&mut self, event: &EventRef<'_>, is_wanted: impl FnOnce() -> bool) -> bool {
+        self.form.event(&mut self.frames, event);
+        self.events += 1;
+        let asks = self.events.is_multiple_of(ASK_EVERY) || event.id > self.last + SPARSE_IDS;
+        self.last = event.id;
+        self.cut.is_here(event.id, self.frames.len()) || asks && !is_wanted()
+    }
+
+    fn end(mut self, upto: EventId) -> WasRead {
+        if self.frames.len() < self.frames.capacity() / 4 * 3 {
+            // It may be kept a while.
+            self.frames.shrink_to_fit();
+        }
+        WasRead { bytes: self.frames.into(), upto, last: self.last }
+    }
+}
+
+/// Reads one block. Blocks on the disk.
 ///
 /// # Errors
 /// When the log cannot be read.
 pub fn read(store: &dyn Store, stretch: &Stretch, is_wanted: impl Fn() -> bool) -> Result<WasRead, StoreError> {
-    let Stretch { filter, form, after, upto, bytes_max } = stretch;
-    let mut out = Vec::with_capacity(bytes_max + bytes_max / 16);
-    let (mut last, mut events) = (0, 0);
-    let mut cut = Cut::new(*after, *bytes_max);
-    let upto = store.scan(Scan { filter, after: *after, upto: *upto }, &mut |event| {
-        form.event(&mut out, event);
-        events += 1;
-        let asks = events % ASK_EVERY == 0 || event.id > last + SPARSE_IDS;
-        last = event.id;
-        let ends = cut.is_here(event.id, out.len()) || asks && !is_wanted();
-        if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let mut block = Block::begin(stretch);
+    let scan = Scan { filter: &stretch.filter, after: stretch.after, upto: stretch.upto };
+    let upto = store.scan(scan, &mut |event| {
+        if block.ends_with(event, &is_wanted) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    if out.len() < out.capacity() / 4 * 3 {
-        // It may be kept a while.
-        out.shrink_to_fit();
+    Ok(block.end(upto))
+}
+
+/// Reads for all who wait, and on as long as somebody keeps up. Blocks on the disk. `offer` is called now and then, `count` with each block.
+pub fn read_on(store: &dyn Store, lead: Lead, stretch: Stretch, offer: impl Fn(), count: impl Fn()) {
+    let mut next = Some((lead, stretch));
+    while let Some((lead, stretch)) = next {
+        let Some(lead) = lead.wanted() else { return };
+        next = scan_on(store, lead, stretch, &offer, &count);
     }
-    Ok(WasRead { bytes: out.into(), upto, last })
+}
+
+/// As many blocks as one scan gives; what is to be read next.
+fn scan_on(
+    store: &dyn Store,
+    lead: Lead,
+    stretch: Stretch,
+    offer: impl Fn(),
+    count: impl Fn(),
+) -> Option<(Lead, Stretch)> {
+    // Of the time before the scan, also where blocks are begun in its midst.
+    let told = store.floors_told();
+    let filter = stretch.filter.clone();
+    let scan = Scan { filter: &filter, after: stretch.after, upto: stretch.upto };
+    let mut block = Block::begin(&stretch);
+    let mut next = Some((lead, stretch));
+    let scanned = store.scan(scan, &mut |event| {
+        let Some((lead, _)) = &next else { return ControlFlow::Break(()) };
+        let is_wanted = || {
+            offer();
+            lead.is_waited_for()
+        };
+        if !block.ends_with(event, is_wanted) {
+            return ControlFlow::Continue(());
+        }
+        let Some((lead, stretch)) = next.take() else { return ControlFlow::Break(()) };
+        count();
+        let begun = Block::begin(&Stretch { after: event.id, ..stretch.clone() });
+        next = lead.done(stretch, told, &Ok(std::mem::replace(&mut block, begun).end(event.id)));
+        if next.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    let (lead, stretch) = next?;
+    match scanned {
+        // It ended with a block, and more is wanted: with nothing in it, a block would say that there is nothing.
+        Ok(upto) if upto == stretch.after && upto < stretch.upto => Some((lead, stretch)),
+        scanned => {
+            count();
+            lead.done(stretch, told, &scanned.map(|upto| block.end(upto)).map_err(ReadingError::from))
+        }
+    }
 }
 
 /// One subscriber's cursor. Kept small, as idle subscribers are many.
@@ -517,6 +589,9 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::shared::{Asker, Done, Shared, Turn};
     use super::*;
     use crate::event::Event;
     use crate::hub;
@@ -550,7 +625,7 @@ mod tests {
     #[test]
     fn a_read_that_nobody_wants_any_more_ends_soon() {
         let store = ModelStore::default();
-        let topic = |id: EventId| Topic::parse(if id.is_multiple_of(100) { "rare" } else { "dense" }).unwrap();
+        let topic = |id: EventId| Topic::parse(if id.is_multiple_of(500) { "rare" } else { "dense" }).unwrap();
         let event = |id| Event { id, topic: topic(id), event: None, key: None, time: 0, data: "x".into() };
         store.append(&(1..=1000).map(event).collect::<Vec<_>>()).unwrap();
         let last = |topic, is_wanted: &dyn Fn() -> bool| {
@@ -562,7 +637,135 @@ mod tests {
         };
         assert_eq!((last("dense", &|| true), last("rare", &|| true)), (999, 1000));
         assert_eq!(last("dense", &|| false), u64::from(ASK_EVERY));
-        assert_eq!(last("rare", &|| false), 100, "what lies far apart costs more");
+        assert_eq!(last("rare", &|| false), 500, "what lies far apart costs more");
+    }
+
+    /// One who asks for the next block as soon as it has one, within the answer; leads that fall to it are left for later.
+    struct Quick {
+        shared: Arc<Shared>,
+        stretch: Stretch,
+        got: Mutex<(Vec<u8>, EventId)>,
+        /// It leaves when it has got so far.
+        leaves: EventId,
+        leads: Arc<Mutex<Vec<(Lead, Stretch)>>>,
+    }
+
+    struct Waiter(Arc<Quick>);
+
+    impl Asker for Waiter {
+        fn waits(&self) -> bool {
+            self.0.got.lock().1 < self.0.leaves
+        }
+
+        fn answer(self: Box<Self>, done: Done) {
+            let Ok(Came::Log(read)) = done else { panic!("the log was read") };
+            self.0.take(read);
+            ask(&self.0);
+        }
+    }
+
+    impl Quick {
+        fn take(&self, read: WasRead) {
+            let mut got = self.got.lock();
+            assert!(read.upto > got.1 && read.upto <= self.stretch.upto, "it moves on");
+            got.0.extend(read.bytes);
+            got.1 = read.upto;
+        }
+    }
+
+    fn ask(reader: &Arc<Quick>) {
+        loop {
+            let after = reader.got.lock().1;
+            if after >= reader.leaves.min(reader.stretch.upto) {
+                return;
+            }
+            let stretch = Stretch { after, ..reader.stretch.clone() };
+            match reader.shared.turn(&stretch, 0, Box::new(Waiter(reader.clone()))) {
+                Turn::Known(read) => reader.take(read),
+                Turn::Wait => return,
+                Turn::Lead(lead) => return reader.leads.lock().push((lead, stretch)),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_on_gives_every_event_to_all_who_come_by(
+            sizes in prop::collection::vec(prop_oneof![1usize..300, 1usize..40_000], 1..600),
+            scan_max in prop_oneof![Just(0usize), 1usize..100],
+            begin in prop::collection::vec((0usize..600, 0usize..900), 1..5),
+        ) {
+            let store = ModelStore::with_short_scans(scan_max);
+            let topic = |id: EventId| Topic::parse(if id.is_multiple_of(3) { "other" } else { "wanted" }).unwrap();
+            let event = |(id, size)| Event { id, topic: topic(id), event: None, key: None, time: 0, data: "x".repeat(size) };
+            let events: Vec<_> = (1..).zip(sizes).map(event).collect();
+            let upto = events.len() as EventId;
+            store.append(&events).unwrap();
+            let filter = Arc::new(Filter::new(vec![Pattern::parse("wanted").unwrap()], Vec::new()));
+            let (shared, leads) = (Arc::new(Shared::default()), Arc::default());
+            let mut readers = Vec::new();
+            for (after, leaves) in begin {
+                let (after, leaves) = ((after as EventId).min(upto), leaves as EventId);
+                let stretch = Stretch { filter: filter.clone(), form: Form::Sse, after, upto, bytes_max: READ_BYTES };
+                let (shared, leads) = (Arc::clone(&shared), Arc::clone(&leads));
+                let reader = Arc::new(Quick { shared, stretch, got: Mutex::new((Vec::new(), after)), leaves, leads });
+                ask(&reader);
+                readers.push(reader);
+            }
+            let blocks = std::cell::Cell::new(0);
+            loop {
+                let Some((lead, stretch)) = leads.lock().pop() else { break };
+                read_on(&store, lead, stretch, || (), || blocks.set(blocks.get() + 1));
+            }
+            for reader in &readers {
+                let (got, at) = &*reader.got.lock();
+                prop_assert!(*at >= reader.leaves.min(upto), "{} of {}", at, upto);
+                let mut expected = Vec::new();
+                let between = events.iter().filter(|e| e.id > reader.stretch.after && e.id <= *at && e.id % 3 != 0);
+                between.for_each(|event| Form::Sse.event(&mut expected, &event.as_ref()));
+                prop_assert!(*got == expected, "after {} up to {}", reader.stretch.after, at);
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_keeps_up_is_told_of_several_blocks_at_once_and_gets_them_from_few_scans() {
+        let store = ModelStore::default();
+        let topic = Topic::parse("a").unwrap();
+        let event = |id| Event { id, topic: topic.clone(), event: None, key: None, time: 0, data: "x".repeat(1000) };
+        let events: Vec<_> = (1..=6000).map(event).collect();
+        store.append(&events).unwrap();
+        let (shared, leads) = (Arc::new(Shared::default()), Arc::<Mutex<Vec<_>>>::default());
+        let stretch =
+            Stretch { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 6000, bytes_max: READ_BYTES };
+        let got = Mutex::new((Vec::new(), 0));
+        let reader = Arc::new(Quick { shared, stretch, got, leaves: EventId::MAX, leads: leads.clone() });
+        ask(&reader);
+        let (blocks, told) = (std::cell::Cell::new(0), std::cell::RefCell::new(vec![0]));
+        let mut runs = 0;
+        loop {
+            let Some((lead, stretch)) = leads.lock().pop() else { break };
+            runs += 1;
+            read_on(
+                &store,
+                lead,
+                stretch,
+                || (),
+                || {
+                    blocks.set(blocks.get() + 1);
+                    let at = reader.got.lock().1;
+                    if told.borrow().last() != Some(&at) {
+                        told.borrow_mut().push(at);
+                    }
+                },
+            );
+        }
+        assert_eq!(reader.got.lock().1, 6000);
+        let (blocks, told) = (blocks.get(), told.borrow().len());
+        assert!(
+            blocks > 90 && runs <= blocks / 20 && told <= blocks / 4,
+            "{blocks} blocks, {runs} runs, told {told} times"
+        );
     }
 
     #[test]

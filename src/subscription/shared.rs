@@ -22,17 +22,23 @@ pub const SHARED_BYTES_MAX: usize = 8 << 20;
 /// What a read counts beside its bytes, so that empty ones are bounded too.
 const ENTRY_BYTES: usize = 512;
 
-/// Blocks that are read ahead of whoever asks next, at the most: with the one that was asked for, a thread is changed for four.
-const AHEAD_MAX: u32 = 3;
+/// Who waits for blocks one behind the other is told of so many at once: telling a thread costs it a tenth of what a block takes to read,
+/// and there is nothing to gain by one that is sooner.
+const TOLD_AT_ONCE: u32 = 8;
 
-/// Blocks that one thread reads on end while somebody waits for each: two milliseconds, then other readers have their turn.
-const RUN_MAX: u32 = 16;
+/// Blocks that are read ahead of whoever asks next, at the most. While one that has come back takes those that he was told of at once, as
+/// many more are read; others may have left, or read slowly.
+const AHEAD_MAX: u32 = 3;
+const AHEAD_OF_QUICK_MAX: u32 = 2 * TOLD_AT_ONCE - 1;
+
+/// Blocks that one thread reads on end while somebody waits for each: some six milliseconds, as long as one scan may take, then other readers have their turn.
+const RUN_MAX: u32 = 64;
 
 /// When a block that was read ahead goes unread, as where many slow readers share the room, none is read ahead for so many reads.
 const PAUSE: u32 = 256;
 
-/// A reader's first block ends with the first match beyond so many ids: where matches are that rare each is sought, and a reader that
-/// comes back is to have its first event before others are looked for.
+/// Blocks of more ids than these are of rare matches. A reader's first block ends with the first match beyond so many: where matches are
+/// that rare each is sought, and a reader that comes back is to have its first event before others are looked for.
 const FIRST_IDS: u64 = 8 << 10;
 /// The next one may span so many times as many: readers that only want to see whether there is anything have left by then.
 const FIRST_READS_GROW: u64 = 8;
@@ -158,6 +164,10 @@ pub struct Lead {
     /// Blocks that were read on end before this one, and those among them for which nobody waited, since the last.
     run: u32,
     ahead: u32,
+    /// Somebody has come back for one of them.
+    is_quick: bool,
+    /// Those who waited for that last one, if they are told of it together with the next ones.
+    held: Option<(Vec<Box<dyn Asker>>, WasRead)>,
 }
 
 impl Shared {
@@ -182,7 +192,7 @@ impl Shared {
         inner.pause = inner.pause.saturating_sub(1);
         let waiting = Waiting::new(Mutex::new(vec![asker]));
         let place = (!taken).then(|| inner.begin(place, told, stretch.upto, &waiting));
-        Turn::Lead(Lead { shared: self.clone(), place, waiting, run: 0, ahead: 0 })
+        Turn::Lead(Lead { shared: self.clone(), place, waiting, run: 0, ahead: 0, is_quick: false, held: None })
     }
 
     #[cfg(test)]
@@ -259,12 +269,17 @@ impl Lead {
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.is_empty() || waiting.iter().any(|asker| asker.waits())
+        let mut askers = waiting.iter().chain(self.held.iter().flat_map(|(askers, _)| askers)).peekable();
+        askers.peek().is_none() || askers.any(|asker| asker.waits())
     }
 
-    /// Hands in what came of `stretch`, which answers all who wait for it. Where they will want more, gives what is to be read next;
-    /// `told` is how often the store's floors have been published by now.
+    /// Hands in what came of `stretch`, which answers all who wait for it; those who keep up a little later, together with the next ones.
+    /// Where they will want more, gives what is to be read next; `told` is how often the store's floors have been published by now.
     pub fn done(mut self, mut stretch: Stretch, told: u64, done: &LogDone) -> Option<(Self, Stretch)> {
+        // Who has gone meanwhile does not keep up.
+        let keeps_up = self.is_waited_for();
+        // Where matches are rare, the next block may take long.
+        let is_dense = done.as_ref().is_ok_and(|read| read.upto.saturating_sub(stretch.after) <= FIRST_IDS);
         let place = self.place.take();
         let mut next = None;
         let waiting = {
@@ -275,8 +290,7 @@ impl Lead {
                 (Some((place, serial)), Ok(read)) => {
                     inner.keep(place, serial, read, !waiting.is_empty());
                     self.ahead = if waiting.is_empty() { self.ahead + 1 } else { 0 };
-                    // Who has gone meanwhile does not keep up.
-                    let keeps_up = waiting.is_empty() || waiting.iter().any(|asker| asker.waits());
+                    self.is_quick |= self.run > 0 && !waiting.is_empty();
                     if keeps_up && self.goes_on(&inner, read, &stretch) {
                         stretch.after = read.upto;
                         next = self.begin_next(&mut inner, &stretch, told);
@@ -289,10 +303,31 @@ impl Lead {
             }
             waiting
         };
-        for asker in waiting {
-            asker.answer(done.clone().map(Came::Log));
+        match (&mut next, done) {
+            (Some(next), Ok(_)) if is_dense && waiting.is_empty() && self.ahead + 1 < TOLD_AT_ONCE => {
+                next.held = self.held.take();
+            }
+            // The first block is told of at once: he may have begun just now.
+            (Some(next), Ok(read)) if is_dense && !waiting.is_empty() && self.is_quick => {
+                next.held = Some((waiting, read.clone()));
+            }
+            _ => {
+                self.tell_held();
+                for asker in waiting {
+                    asker.answer(done.clone().map(Came::Log));
+                }
+            }
         }
+        self.tell_held();
         next.map(|next| (next, stretch))
+    }
+
+    fn tell_held(&mut self) {
+        if let Some((askers, read)) = self.held.take() {
+            for asker in askers {
+                asker.answer(Ok(Came::Log(read.clone())));
+            }
+        }
     }
 
     /// Whether to read on behind `read`: there is more, it comes in whole blocks, as for one that has read for a while, and somebody
@@ -300,7 +335,8 @@ impl Lead {
     fn goes_on(&self, inner: &Inner, read: &WasRead, stretch: &Stretch) -> bool {
         let is_block = stretch.bytes_max >= READ_BYTES && read.bytes.len() >= READ_BYTES / 8;
         let more = read.upto < stretch.upto && is_block;
-        more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < AHEAD_MAX
+        let ahead_max = if self.is_quick { AHEAD_OF_QUICK_MAX } else { AHEAD_MAX };
+        more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < ahead_max
     }
 
     fn begin_next(&self, inner: &mut Inner, stretch: &Stretch, told: u64) -> Option<Self> {
@@ -310,7 +346,8 @@ impl Lead {
         }
         let waiting = Waiting::default();
         let place = Some(inner.begin(place, told, stretch.upto, &waiting));
-        Some(Self { shared: self.shared.clone(), place, waiting, run: self.run + 1, ahead: self.ahead })
+        let &Self { run, ahead, is_quick, .. } = self;
+        Some(Self { shared: self.shared.clone(), place, waiting, run: run + 1, ahead, is_quick, held: None })
     }
 }
 
@@ -325,6 +362,7 @@ impl Drop for Lead {
             }
             std::mem::take(&mut *self.waiting.lock())
         };
+        self.tell_held();
         for asker in waiting {
             asker.answer(Err(StoreError::Closed.into()));
         }

@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
 use super::run::Runs;
-use super::shared::{Asker, Done, Lead, Shared, Turn};
-use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read};
+use super::shared::{Asker, Done, Shared, Turn};
+use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read_on};
 use crate::event::{EventId, Millis};
 use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
@@ -82,7 +82,12 @@ impl Source {
             Turn::Lead(lead) => lead,
         };
         let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
-        let work = move |permit| read_on(&*store, &metrics, lead, stretch, permit);
+        let work = move |permit: OwnedSemaphorePermit| {
+            // A read that finds all in memory enters the kernel nowhere else, and Linux (6.13 and later) lets one that wakes wait for that, or
+            // for the next tick of 4 ms: at the p99 resumes in rare topics took that long, though another core was free.
+            read_on(&*store, lead, stretch, std::thread::yield_now, || _ = metrics.catchup_reads.inc());
+            drop(permit);
+        };
         if let Ok(permit) = reads.clone().try_acquire_owned() {
             drop(task::spawn_blocking(move || work(permit)));
         } else {
@@ -197,24 +202,6 @@ impl Asker for oneshot::Sender<Done> {
         // Who does not wait any more is passed over.
         drop(self.send(done));
     }
-}
-
-/// Reads for all who wait, and on as long as somebody keeps up, and then gives the permit back.
-fn read_on(store: &dyn Store, metrics: &Metrics, lead: Lead, stretch: Stretch, permit: OwnedSemaphorePermit) {
-    let mut next = Some((lead, stretch));
-    while let Some((lead, stretch)) = next {
-        let Some(lead) = lead.wanted() else { break };
-        metrics.catchup_reads.inc();
-        let is_wanted = || {
-            // A read that finds all in memory enters the kernel nowhere else, and Linux (6.13 and later) lets one that wakes wait for that, or
-            // for the next tick of 4 ms: at the p99 resumes in rare topics took that long, though another core was free.
-            std::thread::yield_now();
-            lead.is_waited_for()
-        };
-        let done = read(store, &stretch, is_wanted).map_err(ReadingError::from);
-        next = lead.done(stretch, store.floors_told(), &done);
-    }
-    drop(permit);
 }
 
 /// Gathers a bundle, and the next one as long as somebody has come meanwhile. Dropped in its midst, as with its runtime, it tells

@@ -1,14 +1,17 @@
 //! Reads of the log, as `stream` asks for them and does them: who comes to the same place waits for whoever reads there already.
 
+use std::cell::Cell;
+
 use tidelog::store::Store;
 use tidelog::subscription::shared::{Lead, LogDone, Turn};
-use tidelog::subscription::{Came, Stretch, read};
+use tidelog::subscription::{Came, Stretch, read, read_on};
 
 use super::World;
 use super::bundles::Slot;
 use super::clients::State;
 
-/// Somebody who reads for all that come by.
+/// Somebody who reads for all that come by, block by block while others do something else. (Where reads are not fine, [`read_on`] does it, as
+/// in a server.)
 pub struct Fetching {
     lead: Option<Lead>,
     stretch: Stretch,
@@ -28,16 +31,19 @@ impl World {
                 return Err("a read is under way, though each is done in one step".into());
             }
             Turn::Wait => self.count("reads shared"),
-            Turn::Lead(lead) => self.fetching.push(Fetching { lead: Some(lead), stretch, done: None }),
-        }
-        if !self.setting.fine_reads {
-            while !self.fetching.is_empty() {
-                self.fetch(0);
+            Turn::Lead(lead) if self.setting.fine_reads => {
+                self.fetching.push(Fetching { lead: Some(lead), stretch, done: None });
             }
-            match slot.take() {
-                Some(Ok(came)) => return Ok(State::WasRead(came)),
-                Some(failed) => slot.put(failed),
-                None => {}
+            Turn::Lead(lead) => {
+                let blocks = Cell::new(0);
+                read_on(&*self.store, lead, stretch, || (), || blocks.set(blocks.get() + 1));
+                let done = slot.take().ok_or("a read that was done in one step answered nobody")?;
+                let what = if done.is_ok() { "reads of the log" } else { "reads failed" };
+                (0..blocks.get()).for_each(|_| self.count(what));
+                match done {
+                    Ok(came) => return Ok(State::WasRead(came)),
+                    failed => slot.put(failed),
+                }
             }
         }
         Ok(State::Fetched(slot))
