@@ -80,7 +80,7 @@ pub enum Want {
 /// What the machine wants read.
 #[derive(Debug, Clone)]
 pub enum Reading {
-    /// With [`read`].
+    /// With [`read_on`], for all who want it, or [`read`].
     Log(Stretch),
     Bundle(Wanted),
 }
@@ -129,6 +129,8 @@ pub struct WasRead {
 struct Block {
     form: Form,
     frames: Vec<u8>,
+    bytes_max: usize,
+    /// The last that is in it; before, where it begins.
     last: EventId,
     events: u32,
     cut: Cut,
@@ -137,13 +139,15 @@ struct Block {
 impl Block {
     fn begin(stretch: &Stretch) -> Self {
         let &Stretch { form, after, bytes_max, .. } = stretch;
-        let frames = Vec::with_capacity(bytes_max + bytes_max / 16);
-        Self { form, frames, last: 0, events: 0, cut: Cut::new(after, bytes_max) }
+        Self { form, frames: Vec::new(), bytes_max, last: after, events: 0, cut: Cut::new(after, bytes_max) }
     }
 
     /// Whether it ends with this event: where others would stop too ([`shared`]), or when it `is_wanted` no longer, which is asked now
     /// and then.
     fn ends_with(&mut self, event: &EventRef<'_>, is_wanted: impl FnOnce() -> bool) -> bool {
+        if self.events == 0 {
+            self.frames.reserve(self.bytes_max + self.bytes_max / 16);
+        }
         self.form.event(&mut self.frames, event);
         self.events += 1;
         let asks = self.events.is_multiple_of(ASK_EVERY) || event.id > self.last + SPARSE_IDS;
@@ -156,7 +160,7 @@ impl Block {
             // It may be kept a while.
             self.frames.shrink_to_fit();
         }
-        WasRead { bytes: self.frames.into(), upto, last: self.last }
+        WasRead { last: if self.events == 0 { 0 } else { self.last }, bytes: self.frames.into(), upto }
     }
 }
 
@@ -173,11 +177,14 @@ pub fn read(store: &dyn Store, stretch: &Stretch, is_wanted: impl Fn() -> bool) 
     Ok(block.end(upto))
 }
 
-/// Reads for all who wait, and on as long as somebody keeps up. Blocks on the disk. `offer` is called now and then, `count` with each block.
+/// Reads for all who wait, and on as long as somebody keeps up. Blocks on the disk. `offer` is called now and then, `count` with each block,
+/// both in the midst of a scan.
 pub fn read_on(store: &dyn Store, lead: Lead, stretch: Stretch, offer: impl Fn(), count: impl Fn()) {
     let mut next = Some((lead, stretch));
     while let Some((lead, stretch)) = next {
-        let Some(lead) = lead.wanted() else { return };
+        let Some(mut lead) = lead.wanted() else { return };
+        // The next scan may have to wait for the store.
+        lead.answer_held();
         next = scan_on(store, lead, stretch, &offer, &count);
     }
 }
@@ -208,8 +215,11 @@ fn scan_on(
         let Some((lead, stretch)) = next.take() else { return ControlFlow::Break(()) };
         count();
         let begun = Block::begin(&Stretch { after: event.id, ..stretch.clone() });
-        next = lead.done(stretch, told, &Ok(std::mem::replace(&mut block, begun).end(event.id)));
-        if next.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let read = std::mem::replace(&mut block, begun).end(event.id);
+        // Where each match is sought, there is no more to gain from one scan than from several, which let others have the store in between.
+        let is_dense = read.is_dense(stretch.after);
+        next = lead.done(stretch, told, &Ok(read));
+        if next.is_some() && is_dense { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     let (lead, stretch) = next?;
     match scanned {
@@ -596,6 +606,8 @@ mod tests {
     use crate::event::Event;
     use crate::hub;
     use crate::store::model::ModelStore;
+    use crate::store::rocks::{self, RocksStore};
+    use crate::store::{Durability, Trim};
     use crate::topic::{Pattern, Topic};
 
     #[test]
@@ -664,6 +676,16 @@ mod tests {
         }
     }
 
+    struct Nobody;
+
+    impl Asker for Nobody {
+        fn waits(&self) -> bool {
+            false
+        }
+
+        fn answer(self: Box<Self>, _: Done) {}
+    }
+
     impl Quick {
         fn take(&self, read: WasRead) {
             let mut got = self.got.lock();
@@ -729,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_keeps_up_is_told_of_several_blocks_at_once_and_gets_them_from_few_scans() {
+    fn one_that_keeps_up_is_answered_with_several_blocks_at_once() {
         let store = ModelStore::default();
         let topic = Topic::parse("a").unwrap();
         let event = |id| Event { id, topic: topic.clone(), event: None, key: None, time: 0, data: "x".repeat(1000) };
@@ -766,6 +788,48 @@ mod tests {
             blocks > 90 && runs <= blocks / 20 && told <= blocks / 4,
             "{blocks} blocks, {runs} runs, told {told} times"
         );
+    }
+
+    #[test]
+    fn floors_that_are_published_amid_a_scan_are_heeded_by_who_asks_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = rocks::Options { durability: Durability::Os, ..rocks::Options::new(dir.path()) };
+        let store = RocksStore::open(options).unwrap();
+        let topic = Topic::parse("a").unwrap();
+        let event = |id| Event { id, topic: topic.clone(), event: None, key: None, time: 0, data: "x".repeat(1000) };
+        store.append(&(1..=2000).map(event).collect::<Vec<_>>()).unwrap();
+        let (shared, leads) = (Arc::new(Shared::default()), Arc::<Mutex<Vec<_>>>::default());
+        let stretch =
+            Stretch { filter: Arc::new(Filter::all()), form: Form::Sse, after: 0, upto: 2000, bytes_max: READ_BYTES };
+        let at = |after| Stretch { after, ..stretch.clone() };
+        let got = Mutex::new((Vec::new(), 0));
+        let reader = Quick { shared, stretch: stretch.clone(), got, leaves: EventId::MAX, leads: leads.clone() };
+        let reader = Arc::new(reader);
+        ask(&reader);
+        let asks = |after, told| reader.shared.turn(&at(after), told, Box::new(Nobody));
+        let (first, begun) = leads.lock().pop().unwrap();
+        assert_eq!((begun.after, store.floors_told()), (0, 0));
+        let blocks = std::cell::Cell::new(0);
+        read_on(
+            &store,
+            first,
+            begun,
+            || (),
+            || {
+                blocks.set(blocks.get() + 1);
+                if blocks.get() == 2 {
+                    store.raise_floors(&[Trim { topic: None, upto: 500 }]).unwrap();
+                    store.floors_published();
+                }
+                if blocks.get() == 3 {
+                    let second = reader.got.lock().1;
+                    let Turn::Known(read) = asks(second, 0) else { panic!("the second block was read") };
+                    assert!(read.upto < 500, "what is asked for next lies below the floor");
+                    assert!(matches!(asks(read.upto, store.floors_told()), Turn::Lead(_)), "it is read anew");
+                }
+            },
+        );
+        assert!(blocks.get() > 3 && store.floors_told() == 1);
     }
 
     #[test]

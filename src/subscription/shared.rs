@@ -22,23 +22,28 @@ pub const SHARED_BYTES_MAX: usize = 8 << 20;
 /// What a read counts beside its bytes, so that empty ones are bounded too.
 const ENTRY_BYTES: usize = 512;
 
-/// Who waits for blocks one behind the other is told of so many at once: telling a thread costs it a tenth of what a block takes to read,
-/// and there is nothing to gain by one that is sooner.
-const TOLD_AT_ONCE: u32 = 8;
+/// Who waits for dense blocks one behind the other is answered with so many at once: waking a thread costs a tenth of what such a block takes
+/// to read, and there is nothing to gain by one that is sooner.
+const ANSWERED_AT_ONCE: u32 = 8;
 
-/// Blocks that are read ahead of whoever asks next, at the most. While one that has come back takes those that he was told of at once, as
-/// many more are read; others may have left, or read slowly.
+/// Blocks that are read ahead of whoever asks next, at the most. While one that has come back takes those that came at once, as many more
+/// are read, if they are dense and half of the room is left; others may have left, or read slowly.
 const AHEAD_MAX: u32 = 3;
-const AHEAD_OF_QUICK_MAX: u32 = 2 * TOLD_AT_ONCE - 1;
+const AHEAD_OF_QUICK_MAX: u32 = 2 * ANSWERED_AT_ONCE - 1;
 
-/// Blocks that one thread reads on end while somebody waits for each: some six milliseconds, as long as one scan may take, then other readers have their turn.
+/// Blocks that one thread reads on end while somebody waits for each, then other readers have their turn: of dense ones for some six
+/// milliseconds, as long as one scan may take; of others, which may take two each, fewer.
 const RUN_MAX: u32 = 64;
+const SPARSE_RUN_MAX: u32 = 16;
+
+/// A dense block spans no more ids than these, which takes less than a millisecond: a match in eight, where events have 256 B.
+const DENSE_IDS: u64 = 2 << 10;
 
 /// When a block that was read ahead goes unread, as where many slow readers share the room, none is read ahead for so many reads.
 const PAUSE: u32 = 256;
 
-/// Blocks of more ids than these are of rare matches. A reader's first block ends with the first match beyond so many: where matches are
-/// that rare each is sought, and a reader that comes back is to have its first event before others are looked for.
+/// A reader's first block ends with the first match beyond so many ids: where matches are that rare each is sought, and a reader that
+/// comes back is to have its first event before others are looked for.
 const FIRST_IDS: u64 = 8 << 10;
 /// The next one may span so many times as many: readers that only want to see whether there is anything have left by then.
 const FIRST_READS_GROW: u64 = 8;
@@ -108,7 +113,7 @@ pub trait Asker: Send {
     /// Whether it still does.
     fn waits(&self) -> bool;
 
-    /// Hands it over; must not block.
+    /// Hands it over; must not block, nor ask the store, as it may be called in the midst of a scan.
     fn answer(self: Box<Self>, done: Done);
 }
 
@@ -136,6 +141,8 @@ struct Inner {
     /// Those that are done, the oldest first; also some that have been replaced since.
     done: VecDeque<(Place, u64)>,
     bytes: usize,
+    /// Blocks that are done and that nobody has had.
+    unread: usize,
     serial: u64,
     /// For so many reads none is read ahead.
     pause: u32,
@@ -180,8 +187,9 @@ impl Shared {
         match entry.map(|entry| &mut entry.state) {
             // What reaches farther than was asked for is not for this one.
             Some(State::Done { read, had }) if read.upto <= stretch.upto => {
-                *had = true;
-                return Turn::Known(read.clone());
+                let (read, is_first) = (read.clone(), !std::mem::replace(had, true));
+                inner.unread -= usize::from(is_first);
+                return Turn::Known(read);
             }
             Some(State::Running { upto, waiting }) if *upto <= stretch.upto => {
                 waiting.lock().push(asker);
@@ -201,6 +209,13 @@ impl Shared {
     }
 }
 
+impl WasRead {
+    /// Whether it is a dense block that begins after `after`.
+    pub(super) fn is_dense(&self, after: EventId) -> bool {
+        self.upto.saturating_sub(after) <= DENSE_IDS
+    }
+}
+
 fn cost(read: &WasRead) -> usize {
     ENTRY_BYTES + read.bytes.len()
 }
@@ -216,8 +231,9 @@ impl Inner {
 
     fn remove(&mut self, place: &Place) -> Option<Entry> {
         let entry = self.entries.remove(place)?;
-        if let State::Done { read, .. } = &entry.state {
+        if let State::Done { read, had } = &entry.state {
             self.bytes -= cost(read);
+            self.unread -= usize::from(!had);
         }
         Some(entry)
     }
@@ -232,6 +248,7 @@ impl Inner {
         let Some(entry) = self.get_mut(&place, serial) else { return };
         entry.state = State::Done { read: read.clone(), had };
         self.bytes += cost(read);
+        self.unread += usize::from(!had);
         self.done.push_back((place, serial));
         while self.bytes > SHARED_BYTES_MAX
             && let Some((oldest, serial)) = self.done.pop_front()
@@ -274,12 +291,12 @@ impl Lead {
     }
 
     /// Hands in what came of `stretch`, which answers all who wait for it; those who keep up a little later, together with the next ones.
-    /// Where they will want more, gives what is to be read next; `told` is how often the store's floors have been published by now.
+    /// Where they will want more, gives what is to be read next; `told` is how often the store's floors had been published before the
+    /// reading of that one began, which may be in the midst of a scan.
     pub fn done(mut self, mut stretch: Stretch, told: u64, done: &LogDone) -> Option<(Self, Stretch)> {
         // Who has gone meanwhile does not keep up.
         let keeps_up = self.is_waited_for();
-        // Where matches are rare, the next block may take long.
-        let is_dense = done.as_ref().is_ok_and(|read| read.upto.saturating_sub(stretch.after) <= FIRST_IDS);
+        let is_dense = done.as_ref().is_ok_and(|read| read.is_dense(stretch.after));
         let place = self.place.take();
         let mut next = None;
         let waiting = {
@@ -304,25 +321,27 @@ impl Lead {
             waiting
         };
         match (&mut next, done) {
-            (Some(next), Ok(_)) if is_dense && waiting.is_empty() && self.ahead + 1 < TOLD_AT_ONCE => {
+            // Where matches are rare, the next block may take long.
+            (Some(next), Ok(_)) if is_dense && waiting.is_empty() && self.ahead + 1 < ANSWERED_AT_ONCE => {
                 next.held = self.held.take();
             }
-            // The first block is told of at once: he may have begun just now.
+            // The first block is handed out at once: he may have begun just now.
             (Some(next), Ok(read)) if is_dense && !waiting.is_empty() && self.is_quick => {
                 next.held = Some((waiting, read.clone()));
             }
             _ => {
-                self.tell_held();
+                self.answer_held();
                 for asker in waiting {
                     asker.answer(done.clone().map(Came::Log));
                 }
             }
         }
-        self.tell_held();
+        self.answer_held();
         next.map(|next| (next, stretch))
     }
 
-    fn tell_held(&mut self) {
+    /// Answers those who were to be answered together with the next ones.
+    pub fn answer_held(&mut self) {
         if let Some((askers, read)) = self.held.take() {
             for asker in askers {
                 asker.answer(Ok(Came::Log(read.clone())));
@@ -335,13 +354,17 @@ impl Lead {
     fn goes_on(&self, inner: &Inner, read: &WasRead, stretch: &Stretch) -> bool {
         let is_block = stretch.bytes_max >= READ_BYTES && read.bytes.len() >= READ_BYTES / 8;
         let more = read.upto < stretch.upto && is_block;
-        let ahead_max = if self.is_quick { AHEAD_OF_QUICK_MAX } else { AHEAD_MAX };
-        more && inner.pause == 0 && self.run + 1 < RUN_MAX && self.ahead < ahead_max
+        let is_dense = read.is_dense(stretch.after);
+        let has_room = inner.unread * READ_BYTES < SHARED_BYTES_MAX / 2;
+        let ahead_max = if self.is_quick && is_dense && has_room { AHEAD_OF_QUICK_MAX } else { AHEAD_MAX };
+        let run_max = if is_dense { RUN_MAX } else { SPARSE_RUN_MAX };
+        more && inner.pause == 0 && self.run + 1 < run_max && self.ahead < ahead_max
     }
 
     fn begin_next(&self, inner: &mut Inner, stretch: &Stretch, told: u64) -> Option<Self> {
         let place = Place::of(stretch);
-        if inner.entries.get(&place).is_some_and(|entry| entry.told == told) {
+        // Also one that was begun later than the scan, which is worth more.
+        if inner.entries.get(&place).is_some_and(|entry| entry.told >= told) {
             return None;
         }
         let waiting = Waiting::default();
@@ -362,7 +385,7 @@ impl Drop for Lead {
             }
             std::mem::take(&mut *self.waiting.lock())
         };
-        self.tell_held();
+        self.answer_held();
         for asker in waiting {
             asker.answer(Err(StoreError::Closed.into()));
         }
@@ -511,6 +534,72 @@ mod tests {
             assert_eq!(shared.bytes(), 0);
             assert!(shared.0.lock().entries.is_empty());
         }
+    }
+
+    /// A lead for a third block, for which somebody waits, and the one who asked for the second is held; with its stretch, and their answers.
+    fn holding(shared: &Arc<Shared>) -> (Lead, Stretch, [Told; 2]) {
+        let at = |after| reading("a", after, 9_999);
+        let (first, _waits) = asks(shared, &at(0), 0);
+        let (next, stretch) = lead((first, Told::default())).done(at(0), 0, &read(1, READ_BYTES)).unwrap();
+        let quick = waits(asks(shared, &at(1), 0));
+        let (next, stretch) = next.done(stretch, 0, &read(2, READ_BYTES)).unwrap();
+        let waiting = waits(asks(shared, &at(2), 0));
+        assert_eq!((upto(&quick), upto(&waiting)), (None, None), "one that has come back is answered later");
+        (next, stretch, [quick, waiting])
+    }
+
+    #[test]
+    fn one_that_is_held_has_its_block_whatever_becomes_of_the_next() {
+        let shared = Arc::new(Shared::default());
+        let (next, stretch, [held, waiting]) = holding(&shared);
+        assert!(next.done(stretch, 0, &Err(StoreError::Closed.into())).is_none());
+        assert_eq!(upto(&held), Some(2));
+        assert!(matches!(*waiting.lock(), Some(Err(_))));
+
+        let shared = Arc::new(Shared::default());
+        let (next, _, [held, waiting]) = holding(&shared);
+        drop(next);
+        assert_eq!(upto(&held), Some(2));
+        assert!(matches!(*waiting.lock(), Some(Err(_))));
+
+        let shared = Arc::new(Shared::default());
+        let (mut next, stretch, [held, waiting]) = holding(&shared);
+        next.answer_held();
+        assert_eq!((upto(&held), upto(&waiting)), (Some(2), None));
+        let sparse = 3 + DENSE_IDS;
+        assert!(next.done(stretch, 0, &read(sparse, READ_BYTES)).is_some());
+        assert_eq!(upto(&waiting), Some(sparse), "what is rare is waited for no longer than it takes");
+    }
+
+    #[test]
+    fn what_a_scan_reads_on_does_not_replace_what_was_begun_after_a_trim() {
+        let shared = Arc::new(Shared::default());
+        let (first, _waits) = asks(&shared, &reading("a", 0, 9_999), 5);
+        let first = lead((first, Told::default()));
+        let fresh = lead(asks(&shared, &reading("a", 1, 9_999), 6));
+        assert!(first.done(reading("a", 0, 9_999), 5, &read(1, READ_BYTES)).is_none());
+        drop(fresh.done(reading("a", 1, 9_999), 6, &read(2, 10)));
+        assert_eq!(known(asks(&shared, &reading("a", 1, 9_999), 6)), 2);
+    }
+
+    #[test]
+    fn many_that_are_apart_have_less_read_ahead() {
+        let shared = Arc::new(Shared::default());
+        let readers = u64::from(AHEAD_OF_QUICK_MAX);
+        let reads: Vec<EventId> = (0..readers)
+            .map(|reader| {
+                let mut back = Vec::new();
+                let comes_back = |after| {
+                    if after == 1 {
+                        back.push(waits(asks(&shared, &reading(&format!("r{reader}"), 1, 9_999), 0)));
+                    }
+                };
+                run(&shared, &format!("r{reader}"), 0, comes_back)
+            })
+            .collect();
+        assert_eq!(reads[0], 2 + u64::from(AHEAD_OF_QUICK_MAX));
+        assert_eq!(*reads.last().unwrap(), 2 + u64::from(AHEAD_MAX));
+        assert_eq!(shared.0.lock().pause, 0, "and nothing went unread");
     }
 
     #[test]
