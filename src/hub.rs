@@ -70,8 +70,8 @@ struct Subscriber<W> {
     waiting: u32,
     /// Nothing that matches lies between where it waited and here.
     jump: EventId,
-    /// When it last sent something: its heartbeat is due a heartbeat later.
-    sent: Millis,
+    /// When it last sent something, as [`short_time`]: its heartbeat is due a heartbeat later.
+    sent: u32,
 }
 
 /// What all subscribers with the same filter share.
@@ -111,6 +111,16 @@ fn short(at: usize) -> u32 {
 
 fn long(at: u32) -> usize {
     at as usize
+}
+
+/// The low four bytes of a time, for the same reason. They tell it as long as it is less than 24 days away, and a heartbeat is a day at the most.
+fn short_time(time: Millis) -> u32 {
+    u32::try_from(time & u64::from(u32::MAX)).expect("it was masked to 32 bits")
+}
+
+/// The time near `now` whose low four bytes these are.
+fn long_time(time: u32, now: Millis) -> Millis {
+    now.saturating_add_signed(i64::from(time.wrapping_sub(short_time(now)).cast_signed()))
 }
 
 /// The broadcast channel.
@@ -245,7 +255,7 @@ impl<W> Hub<W> {
             wake: None,
             waiting: NOWHERE,
             jump: 0,
-            sent: now,
+            sent: short_time(now),
         };
         let key = SubscriberKey { at: short(self.subscribers.insert(subscriber)), serial };
         self.wheel.insert(key, now);
@@ -345,7 +355,7 @@ impl<W> Hub<W> {
             return Place::Drained;
         }
         let Some(subscriber) = self.get_mut(key) else { return Place::Drained };
-        subscriber.sent = sent;
+        subscriber.sent = short_time(sent);
         let cursor = cursor.max(subscriber.jump);
         let filter = long(subscriber.filter);
         let live = &self.filters[filter];
@@ -396,7 +406,7 @@ impl<W> Hub<W> {
             return false;
         }
         if let Some(subscriber) = self.get_mut(key) {
-            subscriber.sent = sent;
+            subscriber.sent = short_time(sent);
         }
         self.wait(key, wake());
         true
@@ -617,7 +627,7 @@ impl<W> Hub<W> {
         let mut wakes = Vec::new();
         self.wheel.turn(now, &mut |key, heartbeat| {
             let subscriber = subscribers.get_mut(long(key.at)).filter(|s| s.serial == key.serial)?;
-            let due = subscriber.sent + heartbeat;
+            let due = long_time(subscriber.sent, now) + heartbeat;
             if due > now {
                 return Some(due);
             }

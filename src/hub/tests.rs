@@ -376,21 +376,41 @@ fn skipped_ids_are_behind_everyone() {
 
 #[test]
 fn a_heartbeat_is_due_after_silence_and_again() {
-    let mut hub = hub();
-    let start = 1_000_000;
-    let (key, _) = hub.attach(&filter("a"), start, 0);
-    let mut sent = start;
-    for _ in 0..5 {
-        hub.place(key, 0, sent, 0, || 7);
-        assert_eq!(hub.beat(sent + 3_199), NOBODY, "never early");
-        assert_eq!(hub.beat(sent + 3_400), [7], "late by at most a tick");
-        assert_eq!(hub.beat(sent + 3_400), NOBODY);
-        sent += 3_400;
+    // Also where the low four bytes of the time, which are kept of it, begin anew.
+    for start in [1_000_000, (400 << 32) - 8_000] {
+        let mut hub = hub();
+        let (key, _) = hub.attach(&filter("a"), start, 0);
+        let mut sent = start;
+        for _ in 0..5 {
+            hub.place(key, 0, sent, 0, || 7);
+            assert_eq!(hub.beat(sent + 3_199), NOBODY, "never early");
+            assert_eq!(hub.beat(sent + 3_400), [7], "late by at most a tick");
+            assert_eq!(hub.beat(sent + 3_400), NOBODY);
+            sent += 3_400;
+        }
+        // It sends something in between.
+        hub.place(key, 0, sent + 3_000, 0, || 7);
+        assert_eq!(hub.beat(sent + 6_199), NOBODY);
+        assert_eq!(hub.beat(sent + 6_300), [7]);
     }
-    // It sends something in between.
-    hub.place(key, 0, sent + 3_000, 0, || 7);
-    assert_eq!(hub.beat(sent + 6_199), NOBODY);
-    assert_eq!(hub.beat(sent + 6_300), [7]);
+}
+
+#[test]
+fn a_time_is_told_by_its_low_bytes_when_it_is_near() {
+    const DAY: Millis = 24 * 60 * 60 * 1000;
+    for now in [0, 5, DAY, (400 << 32) - 1, 400 << 32, (400 << 32) + 1] {
+        for away in [0, 1, 3_200, DAY, 24 * DAY] {
+            for time in [now.saturating_sub(away), now + away] {
+                assert_eq!(long_time(short_time(time), now), time, "{time} at {now}");
+            }
+        }
+    }
+}
+
+/// With its follower (112 bytes) and two short entries an idle subscriber is to stay well below 256 bytes.
+#[test]
+fn one_that_waits_is_small() {
+    assert!(size_of::<Option<Subscriber<wake::Wake>>>() <= 56, "{}", size_of::<Option<Subscriber<wake::Wake>>>());
 }
 
 #[test]

@@ -239,7 +239,7 @@ pub enum Thrown {
 mod tests {
     use super::Follower;
 
-    /// With its place in the hub (64 bytes and two short entries) an idle subscriber is to stay well below 256 bytes.
+    /// With its place in the hub (56 bytes and two short entries) an idle subscriber is to stay well below 256 bytes.
     #[test]
     fn one_that_waits_is_small() {
         assert!(size_of::<Option<Follower>>() <= 112, "{}", size_of::<Option<Follower>>());
