@@ -65,7 +65,7 @@ impl<'a> Record<'a> {
         let mut rest = &bytes[HEAD..];
         let event = if flags & HAS_TYPE != 0 { Some(name(&mut rest)?) } else { None };
         let key = if flags & HAS_KEY != 0 { Some(name(&mut rest)?) } else { None };
-        let data = std::str::from_utf8(rest).map_err(|_| Malformed::NotUtf8)?;
+        let data = simdutf8::basic::from_utf8(rest).map_err(|_| Malformed::NotUtf8)?;
         Ok(Self { topic, time, event, key, data })
     }
 
