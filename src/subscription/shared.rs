@@ -31,8 +31,8 @@ const ANSWERED_AT_ONCE: u32 = 8;
 const AHEAD_MAX: u32 = 3;
 const AHEAD_OF_QUICK_MAX: u32 = 2 * ANSWERED_AT_ONCE - 1;
 
-/// Blocks that one thread reads on end while somebody waits for each, then other readers have their turn: of dense ones for some six
-/// milliseconds, as long as one scan may take; of others, which may take two each, fewer.
+/// Blocks that one thread reads on end while somebody waits for each, then other readers have their turn, if any waits for one: of dense
+/// ones for some six milliseconds, as long as one scan may take; of others, which may take two each, fewer.
 const RUN_MAX: u32 = 64;
 const SPARSE_RUN_MAX: u32 = 16;
 
@@ -168,7 +168,7 @@ pub struct Lead {
     /// `None`: what is read is for nobody else.
     place: Option<(Place, u64)>,
     waiting: Waiting,
-    /// Blocks that were read on end before this one, and those among them for which nobody waited, since the last.
+    /// Blocks that were read on end before this one while others waited for a turn, and those for which nobody waited, since the last.
     run: u32,
     ahead: u32,
     /// Somebody has come back for one of them.
@@ -288,6 +288,11 @@ impl Lead {
         let waiting = self.waiting.lock();
         let mut askers = waiting.iter().chain(self.held.iter().flat_map(|(askers, _)| askers)).peekable();
         askers.peek().is_none() || askers.any(|asker| asker.waits())
+    }
+
+    /// Where no other read waits for a turn, this one may go on. (When it ends, whoever wants more has to write what it was given and ask first.)
+    pub fn take_another_turn(&mut self) {
+        self.run = self.run.min(1);
     }
 
     /// Hands in what came of `stretch`, which answers all who wait for it; those who keep up a little later, together with the next ones.

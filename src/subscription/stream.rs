@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::bundle::{self, Bundle, Bundles, Dress, Heard, Kind, Wanted};
 use super::run::Runs;
 use super::shared::{Asker, Done, Shared, Turn};
-use super::{Came, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read_on};
+use super::{Came, Meanwhile, Options, Reading, ReadingError, Start, Stretch, Subscription, Want, read_on};
 use crate::event::{EventId, Millis};
 use crate::hub::wake::Wake;
 use crate::hub::{Hub, Place, SubscriberKey};
@@ -82,10 +82,16 @@ impl Source {
             Turn::Lead(lead) => lead,
         };
         let (store, metrics, reads) = (self.store.clone(), self.metrics.clone(), self.reads.clone());
+        let permits = reads.clone();
         let work = move |permit: OwnedSemaphorePermit| {
-            // A read that finds all in memory enters the kernel nowhere else, and Linux (6.13 and later) lets one that wakes wait for that, or
-            // for the next tick of 4 ms: at the p99 resumes in rare topics took that long, though another core was free.
-            read_on(&*store, lead, stretch, std::thread::yield_now, || _ = metrics.catchup_reads.inc());
+            let meanwhile = Meanwhile {
+                // A read that finds all in memory enters the kernel nowhere else, and Linux (6.13 and later) lets one that wakes wait for that,
+                // or for the next tick of 4 ms: at the p99 resumes in rare topics took that long, though another core was free.
+                offer: std::thread::yield_now,
+                count: || _ = metrics.catchup_reads.inc(),
+                is_alone: || permits.available_permits() > 0,
+            };
+            read_on(&*store, lead, stretch, &meanwhile);
             drop(permit);
         };
         if let Ok(permit) = reads.clone().try_acquire_owned() {

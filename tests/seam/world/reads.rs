@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use tidelog::store::Store;
 use tidelog::subscription::shared::{Lead, LogDone, Turn};
-use tidelog::subscription::{Came, Stretch, read, read_on};
+use tidelog::subscription::{Came, Meanwhile, Stretch, read, read_on};
 
 use super::World;
 use super::bundles::Slot;
@@ -36,7 +36,8 @@ impl World {
             }
             Turn::Lead(lead) => {
                 let blocks = Cell::new(0);
-                read_on(&*self.store, lead, stretch, || (), || blocks.set(blocks.get() + 1));
+                let count = || blocks.set(blocks.get() + 1);
+                read_on(&*self.store, lead, stretch, &Meanwhile { offer: || (), count, is_alone: || false });
                 let done = slot.take().ok_or("a read that was done in one step answered nobody")?;
                 let what = if done.is_ok() { "reads of the log" } else { "reads failed" };
                 (0..blocks.get()).for_each(|_| self.count(what));
