@@ -14,6 +14,7 @@ pub fn run(run: &mut Run) -> Result<(), String> {
         (measure("HTTP/1.1, a filter each", KIB), each(&["--topics", "10000"]), &[Who::Tidelog][..]),
         (measure("a stream of HTTP/2, 100 on a connection", 4.0 * KIB), each(&["--http2", "100"]), &[Who::Tidelog][..]),
     ];
+    run.remark("Of what is resident, what files hold as well does not count: the program's code, which is loaded when it first runs.");
     let pairs = run.pairs(3);
     for (measure, args, all) in ways {
         let all = run.contenders(&[Who::Tidelog], &all[1..]);

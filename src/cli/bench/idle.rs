@@ -5,13 +5,15 @@ mod http2;
 use std::time::Duration;
 
 use super::load::Load;
+use super::process::Usage;
 use super::report::as_f64;
 use super::{Error, Found, Run, fanout, process};
 
 /// Subscribers to whom nothing is published: memory of the server each
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Measure a server that was just started: memory that it has kept of earlier connections would hide what these take.
+Measure a server that was just started: memory that it has kept of earlier connections would hide what these take. What counts is by \
+how much its resident memory grows, but for that which files hold as well: the program's code, which is loaded when it is first used.
 
 Examples:
   tidelog bench idle --subscribers 10000
@@ -44,7 +46,9 @@ pub(super) fn run(run: &Run, args: &Args) -> Result<Found, Error> {
         None => hold(run, args)?,
     };
     let idle_seconds = held.idle.map_or(f64::NAN, |cost| cost.cpu_us() / 1e6);
-    let grown = held.cost.map(|cost| cost.after.rss_bytes.cast_signed() - cost.before.rss_bytes.cast_signed());
+    // Code that is loaded because it runs for the first time belongs to no subscriber.
+    let own = |usage: Usage| usage.rss_bytes.cast_signed() - usage.file_bytes.cast_signed();
+    let grown = held.cost.map(|cost| own(cost.after) - own(cost.before));
     #[allow(clippy::cast_precision_loss)] // of bytes beyond petabytes
     let each = grown.map_or(f64::NAN, |bytes| bytes as f64 / as_f64(args.subscribers.into()));
     let report = run

@@ -19,7 +19,10 @@ const TICKS: f64 = 100.0;
 pub struct Usage {
     /// Of user and system.
     pub cpu_seconds: f64,
+    /// Resident memory.
     pub rss_bytes: u64,
+    /// What of it lies in files as well: the program's code, which is there once it has run.
+    pub file_bytes: u64,
 }
 
 /// A process to measure.
@@ -67,7 +70,9 @@ impl Process {
             of.extend(children.remove(&pid).unwrap_or_default());
             if let Some(stat) = stat(pid) {
                 usage.cpu_seconds += stat.cpu_seconds;
-                usage.rss_bytes += rss_bytes(pid);
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                usage.rss_bytes += status_bytes(&status, "VmRSS:");
+                usage.file_bytes += status_bytes(&status, "RssFile:");
             }
         }
         usage
@@ -87,10 +92,10 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { parent: fields.get(1)?.parse().ok()?, cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS })
 }
 
-fn rss_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    rss.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
+/// A number of bytes in /proc's status of a process; 0 once it has ended.
+fn status_bytes(status: &str, name: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 fn pids() -> impl Iterator<Item = u32> {
@@ -178,6 +183,7 @@ mod tests {
     fn usage_is_told() {
         let usage = Process::own().usage();
         assert!(usage.rss_bytes > 100_000 && usage.cpu_seconds >= 0.0, "{usage:?}");
+        assert!(usage.file_bytes > 100_000 && usage.file_bytes < usage.rss_bytes, "{usage:?}");
         assert!(Process::new(u32::MAX).is_err());
     }
 

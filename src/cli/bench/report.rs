@@ -187,7 +187,7 @@ mod tests {
     fn report() -> Report {
         let mut spread = Spread::default();
         spread.add(1_500_000);
-        let usage = |cpu_seconds, rss_bytes| Usage { cpu_seconds, rss_bytes };
+        let usage = |cpu_seconds, rss_bytes| Usage { cpu_seconds, rss_bytes, file_bytes: 0 };
         let cost = Cost { before: usage(1.0, 1000), after: usage(3.0, 3 << 20) };
         Report::new("fanout")
             .count("deliveries", 1_234_567)
