@@ -16,6 +16,7 @@ has_libclang() {
     local found
     for found in ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*.so*} /usr/lib/llvm*/lib*/libclang*.so* /usr/lib/*/libclang*.so* \
         /usr/lib64/libclang*.so* /usr/lib/libclang*.so* /opt/homebrew/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+        case $found in *libclang-cpp*) continue ;; esac # clang's own library of C++, which comes with many a tool and is not looked for
         if [ -e "$found" ]; then return 0; fi
     done
     return 1
