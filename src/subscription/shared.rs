@@ -36,9 +36,6 @@ const AHEAD_OF_QUICK_MAX: u32 = 2 * ANSWERED_AT_ONCE - 1;
 const RUN_MAX: u32 = 64;
 const SPARSE_RUN_MAX: u32 = 16;
 
-/// A dense block spans no more ids than these, which takes less than a millisecond: a match in eight, where events have 256 B.
-const DENSE_IDS: u64 = 2 << 10;
-
 /// When a block that was read ahead goes unread, as where many slow readers share the room, none is read ahead for so many reads.
 const PAUSE: u32 = 256;
 
@@ -206,13 +203,6 @@ impl Shared {
     #[cfg(test)]
     fn bytes(&self) -> usize {
         self.0.lock().bytes
-    }
-}
-
-impl WasRead {
-    /// Whether it is a dense block that begins after `after`.
-    pub(super) fn is_dense(&self, after: EventId) -> bool {
-        self.upto.saturating_sub(after) <= DENSE_IDS
     }
 }
 
@@ -402,6 +392,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
+    use super::super::block::DENSE_IDS;
     use super::*;
     use crate::topic::Pattern;
 

@@ -438,6 +438,8 @@ impl futures_core::Stream for Stream {
 mod tests {
     use std::time::SystemTime;
 
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::event::Event;
     use crate::hub;
@@ -526,5 +528,56 @@ mod tests {
             assert!(told.contains("<9>"));
         }
         assert!(source.metrics.catchup_reads.get() <= 2);
+    }
+
+    /// One who asks for the next block within the answer, and tells how far it came when nobody reads on for it.
+    #[derive(Clone)]
+    struct Quick {
+        shared: Arc<Shared>,
+        stretch: Stretch,
+        ended: mpsc::UnboundedSender<EventId>,
+    }
+
+    impl Asker for Quick {
+        fn waits(&self) -> bool {
+            true
+        }
+
+        fn answer(mut self: Box<Self>, done: Done) {
+            let mut came = done.ok();
+            while let Some(Came::Log(read)) = came {
+                self.stretch.after = read.upto;
+                if read.upto == self.stretch.upto {
+                    break;
+                }
+                match self.shared.turn(&self.stretch, 0, self.clone()) {
+                    Turn::Known(read) => came = Some(Came::Log(read)),
+                    // A lead is given up, which answers who asked.
+                    Turn::Wait | Turn::Lead(_) => return,
+                }
+            }
+            self.ended.send(self.stretch.after).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_keeps_up_is_read_for_to_the_end_unless_others_wait_for_a_turn() {
+        const LAST: EventId = 12_000;
+        for held in [0, 1] {
+            let source = source(Arc::new(ModelStore::default()));
+            let topic = Topic::parse("odd").unwrap();
+            let event =
+                |id| Event { id, topic: topic.clone(), event: None, key: None, time: id, data: "x".repeat(1000) };
+            source.store.append(&(10..=LAST).map(event).collect::<Vec<_>>()).unwrap();
+            // The other one is what it reads with.
+            let _held = source.reads.clone().acquire_many_owned(held).await.unwrap();
+            let filter = Arc::new(Filter::all());
+            let stretch = Stretch { filter, form: Form::Sse, after: 0, upto: LAST, bytes_max: 64 << 10 };
+            let (ended, mut told) = mpsc::unbounded_channel();
+            let quick = Quick { shared: source.shared.clone(), stretch: stretch.clone(), ended };
+            assert!(source.ask(Reading::Log(stretch), Box::new(quick)).is_none());
+            let came = tokio::time::timeout(std::time::Duration::from_secs(30), told.recv()).await.unwrap().unwrap();
+            assert!(if held == 0 { came == LAST } else { (3_000..6_000).contains(&came) }, "{held} held: {came}");
+        }
     }
 }
