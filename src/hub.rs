@@ -6,23 +6,27 @@
 //! sockets, tokio, the disk or the clock: `W` is whatever wakes a subscriber, and time is an argument.
 
 mod batch;
+mod listed;
 #[doc(hidden)]
 pub mod matcher;
 pub mod pages;
+mod ring;
 mod rises;
 mod search;
 pub mod wake;
 mod wheel;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
 
 pub use self::batch::Batch;
+use self::listed::{LISTED_MAX, Listed};
 use self::matcher::Matcher;
 use self::pages::Pages;
+use self::ring::Ring;
 use self::rises::Rises;
 use self::wheel::Wheel;
 use crate::event::{Event, EventId, Millis};
@@ -31,6 +35,10 @@ use crate::topic::{Filter, Topic};
 
 /// How many batches one call looks at before it lets others have the lock: some 50 ns each, so about 50 µs.
 const WALK_BATCHES_MAX: usize = 1024;
+
+/// So many in a row without a match, and those that match are listed, so that the next reader of this filter need not look at all the others
+/// again. A reader of a topic with something in most batches needs no list.
+const BARREN_BATCHES: usize = 64;
 
 /// A subscriber of this hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,17 +95,49 @@ struct LiveFilter {
     rises: Rises,
     /// The batch for which it was last found.
     found_for: u64,
+    /// Where few batches match. Boxed, as few filters have one.
+    listed: Option<Box<Listed>>,
 }
 
-/// A batch in the ring, and what it counts of the ring's bytes.
-struct Held {
-    batch: Arc<Batch>,
+/// Batches that are handed out together.
+struct Gathered {
+    batches: Vec<Arc<Batch>>,
     bytes: usize,
+    bytes_max: usize,
 }
 
-impl From<Batch> for Held {
-    fn from(batch: Batch) -> Self {
-        Self { bytes: batch.bytes(), batch: Arc::new(batch) }
+impl Gathered {
+    /// Takes of these what matches, as long as it is not enough, and looks at so many at most. Gives up to where it has looked where there
+    /// are more.
+    fn take(
+        &mut self,
+        ring: &Ring,
+        filter: &Filter,
+        numbers: impl Iterator<Item = u64>,
+        most: usize,
+    ) -> Option<EventId> {
+        for (looked, batch) in numbers.filter_map(|number| ring.get(number)).enumerate() {
+            if looked == most {
+                return Some(batch.after());
+            }
+            if !self.wants_more(batch, filter) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Takes this one, too, where it matches; false when that is enough.
+    fn wants_more(&mut self, batch: &Arc<Batch>, filter: &Filter) -> bool {
+        if !batch.matches(filter) {
+            return true;
+        }
+        self.bytes += batch.bytes();
+        if self.bytes > self.bytes_max && !self.batches.is_empty() {
+            return false;
+        }
+        self.batches.push(batch.clone());
+        self.bytes < self.bytes_max
     }
 }
 
@@ -125,11 +165,9 @@ fn long_time(time: u32, now: Millis) -> Millis {
 
 /// The broadcast channel.
 pub struct Hub<W> {
-    ring: VecDeque<Held>,
-    /// The ring holds every event after this id.
-    ring_after: EventId,
-    ring_bytes: usize,
-    ring_bytes_max: usize,
+    ring: Ring,
+    /// How many batches the lists of all filters have.
+    listed: usize,
     tail: EventId,
     /// How often floors were raised.
     trims: u64,
@@ -165,10 +203,8 @@ impl<W> Hub<W> {
     #[must_use]
     pub fn new(options: Options, tail: EventId) -> Self {
         Self {
-            ring: VecDeque::new(),
-            ring_after: tail,
-            ring_bytes: 0,
-            ring_bytes_max: options.ring_bytes_max,
+            ring: Ring::new(tail, options.ring_bytes_max),
+            listed: 0,
             tail,
             trims: 0,
             awaits: Vec::new(),
@@ -191,7 +227,7 @@ impl<W> Hub<W> {
     /// Bytes that the ring holds.
     #[must_use]
     pub fn ring_bytes(&self) -> usize {
-        self.ring_bytes
+        self.ring.bytes()
     }
 
     /// How many subscribers there are.
@@ -237,6 +273,7 @@ impl<W> Hub<W> {
                 closed: None,
                 rises: Rises::default(),
                 found_for: 0,
+                listed: None,
             };
             let at = self.filters.insert(live);
             self.by_filter.insert(filter.clone(), at);
@@ -274,6 +311,7 @@ impl<W> Hub<W> {
         live.subscribers -= 1;
         if live.subscribers == 0 {
             let live = self.filters.remove(filter);
+            self.listed -= live.listed.map_or(0, |listed| listed.len());
             self.by_filter.remove(&live.filter);
             self.matcher.remove(&live.filter, filter);
         }
@@ -363,38 +401,60 @@ impl<W> Hub<W> {
             return self.edge(key, filter, wake);
         }
         self.stop_waiting(key);
-        if cursor < self.ring_after {
+        if cursor < self.ring.after() {
             return Place::Disk { upto: self.tail };
         }
-        let live = &self.filters[filter];
-        let from = search::first(self.ring.len(), |at| self.ring[at].batch.last() > cursor);
-        let (mut batches, mut bytes) = (Vec::new(), 0);
-        for (looked, Held { batch, .. }) in self.ring.range(from..).enumerate() {
-            if batch.after() >= live.last_match {
-                break;
-            }
-            if looked == WALK_BATCHES_MAX {
-                if batches.is_empty() {
-                    return Place::Walking { cursor: batch.after() };
-                }
-                break;
-            }
-            if batch.matches(&live.filter) {
-                bytes += batch.bytes();
-                if bytes > bytes_max && !batches.is_empty() {
-                    break;
-                }
-                batches.push(batch.clone());
-                if bytes >= bytes_max {
-                    break;
-                }
-            }
+        let mut gathered = Gathered { batches: Vec::new(), bytes: 0, bytes_max };
+        let walked = self.walk(filter, cursor, &mut gathered);
+        if !gathered.batches.is_empty() {
+            return Place::Ring(gathered.batches);
         }
-        if !batches.is_empty() {
-            return Place::Ring(batches);
+        if let Some(cursor) = walked {
+            return Place::Walking { cursor };
         }
         self.filters[filter].last_match = cursor;
         self.edge(key, filter, wake)
+    }
+
+    /// Gathers what matches after `cursor`. Gives up to where it has looked where that is not yet the end.
+    fn walk(&mut self, filter: usize, cursor: EventId, gathered: &mut Gathered) -> Option<EventId> {
+        let from = self.ring.beyond(cursor);
+        let (live, ring) = (&self.filters[filter], &self.ring);
+        if let Some(listed) = ring.listed(&live.filter, from) {
+            return gathered.take(ring, &live.filter, listed, WALK_BATCHES_MAX);
+        }
+        if let Some(listed) = live.listed.as_ref().filter(|listed| listed.begin() <= from) {
+            return gathered.take(ring, &live.filter, listed.numbers(from), WALK_BATCHES_MAX);
+        }
+        let upto = ring.end().min(ring.beyond(live.last_match.saturating_sub(1)) + 1);
+        let near = upto.min(from + BARREN_BATCHES as u64);
+        let cursor = gathered.take(ring, &live.filter, from..upto, BARREN_BATCHES)?;
+        if gathered.batches.is_empty() && self.list(filter, from) {
+            return Some(cursor);
+        }
+        gathered.take(&self.ring, &self.filters[filter].filter, near..upto, WALK_BATCHES_MAX - BARREN_BATCHES)
+    }
+
+    /// Lists what matches, going back from the newest batch or from where the list begins, and no farther than to the batch `from`. False where
+    /// there is no more room for that.
+    fn list(&mut self, filter: usize, from: u64) -> bool {
+        let (live, ring) = (&mut self.filters[filter], &mut self.ring);
+        if live.filter.is_literal() {
+            return ring.list(from, WALK_BATCHES_MAX);
+        }
+        if self.listed >= LISTED_MAX {
+            return false;
+        }
+        let listed = live.listed.get_or_insert_with(|| Box::new(Listed::from(ring.end())));
+        self.listed -= listed.len();
+        listed.forget_before(ring.begin());
+        for _ in 0..WALK_BATCHES_MAX {
+            let before = listed.begin().checked_sub(1).filter(|before| *before >= from);
+            let Some(batch) = before.and_then(|before| ring.get(before)) else { break };
+            listed.looked_back(batch.matches(&live.filter));
+        }
+        self.listed += listed.len();
+        true
     }
 
     /// Whether nothing matches beyond `upto`, so that one who is given everything up to there waits from now on, as in [`Hub::place`];
@@ -442,16 +502,16 @@ impl<W> Hub<W> {
             self.serial += 1;
             self.tail = batch.last();
             self.find(&batch, &mut wakes);
-            self.ring_bytes += batch.bytes();
-            self.ring.push_back(batch.into());
+            self.ring.push(batch);
         }
-        self.evict();
+        self.ring.evict();
         wakes.extend(self.reached());
         wakes
     }
 
     fn find(&mut self, batch: &Batch, wakes: &mut Vec<W>) {
         let (serial, filters, subscribers) = (self.serial, &mut self.filters, &mut self.subscribers);
+        let (number, begin, all_listed) = (self.ring.end(), self.ring.begin(), &mut self.listed);
         for topic in batch.topics() {
             self.matcher.each(topic.as_str(), &mut |at| {
                 let Some(live) = filters.get_mut(at) else { return };
@@ -460,6 +520,16 @@ impl<W> Hub<W> {
                 }
                 live.found_for = serial;
                 live.last_match = batch.last();
+                if let Some(mut listed) = live.listed.take() {
+                    *all_listed -= listed.len();
+                    listed.forget_before(begin);
+                    // Else it is listed again by the first who needs it, from the newest batch on.
+                    if *all_listed + listed.len() < LISTED_MAX {
+                        listed.push(number);
+                        *all_listed += listed.len();
+                        live.listed = Some(listed);
+                    }
+                }
                 for at in live.waiting.drain(..) {
                     if let Some(subscriber) = subscribers.get_mut(long(at)) {
                         subscriber.waiting = NOWHERE;
@@ -474,23 +544,7 @@ impl<W> Hub<W> {
     /// Counts bytes that a batch has grown by, as it was encoded in another form; one that has left the ring meanwhile, or was
     /// replaced in it by what a trim left, counts no more.
     pub fn grown(&mut self, batch: &Batch, bytes: usize) {
-        let at = self.ring.partition_point(|held| held.batch.after() < batch.after());
-        if let Some(held) = self.ring.get_mut(at)
-            && std::ptr::eq(&raw const *held.batch, batch)
-        {
-            held.bytes += bytes;
-            self.ring_bytes += bytes;
-            self.evict();
-        }
-    }
-
-    fn evict(&mut self) {
-        while self.ring_bytes > self.ring_bytes_max
-            && let Some(oldest) = self.ring.pop_front()
-        {
-            self.ring_after = oldest.batch.last();
-            self.ring_bytes -= oldest.bytes;
-        }
+        self.ring.grown(batch, bytes);
     }
 
     /// Moves the tail over ids that stay without an event, and gives whom to wake.
@@ -504,27 +558,13 @@ impl<W> Hub<W> {
 
     /// Forgets what the ring holds: the store has all of it, but for what it may hide by now.
     pub fn forget(&mut self) {
-        self.ring.clear();
-        self.ring_bytes = 0;
-        self.ring_after = self.tail;
+        self.ring.forget(self.tail);
     }
 
     /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.
     pub fn trim_log(&mut self, floor: Floor) {
         self.raise_floors(|_| floor);
-        while self.ring.front().is_some_and(|held| held.batch.after() < floor.id)
-            && let Some(oldest) = self.ring.pop_front()
-        {
-            self.ring_bytes -= oldest.bytes;
-            self.ring_after = oldest.batch.last();
-            if self.ring_after > floor.id {
-                let left = oldest.batch.without(|event| event.id <= floor.id);
-                self.ring_after = left.after();
-                self.ring_bytes += left.bytes();
-                self.ring.push_front(left.into());
-                return;
-            }
-        }
+        self.ring.trim(floor.id);
     }
 
     /// Raises the floor of every filter to what `floor` says of it. What the ring holds stays.
@@ -546,19 +586,7 @@ impl<W> Hub<W> {
                 }
             });
         }
-        let highest = floors.values().map(|f| f.id).max().unwrap_or(0);
-        let gone = |event: &Event| floors.get(&event.topic).is_some_and(|floor| event.id <= floor.id);
-        for held in &mut self.ring {
-            if held.batch.after() >= highest {
-                break;
-            }
-            let concerned = |t: &Topic| floors.get(t).is_some_and(|floor| held.batch.after() < floor.id);
-            if held.batch.topics().iter().any(concerned) && held.batch.events().iter().any(gone) {
-                self.ring_bytes -= held.bytes;
-                *held = held.batch.without(gone).into();
-                self.ring_bytes += held.bytes;
-            }
-        }
+        self.ring.trim_topics(floors);
     }
 
     /// A topic was closed, after all its events were pushed. `closed` tells of a filter whether all its topics are now, and the newest of

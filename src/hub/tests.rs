@@ -1,5 +1,6 @@
 //! The hub by itself: where cursors stand, who is woken when, what the ring keeps.
 
+use super::listed::ByTopic;
 use super::*;
 use crate::event::EventType;
 use crate::sse::{Form, GapReason};
@@ -21,6 +22,10 @@ fn hub() -> Hub<usize> {
 
 fn filter(pattern: &str) -> Arc<Filter> {
     Arc::new(Filter::new(vec![Pattern::parse(pattern).unwrap()], vec![]))
+}
+
+fn filter_of(patterns: &str) -> Arc<Filter> {
+    Arc::new(Filter::new(patterns.split(',').map(|one| Pattern::parse(one).unwrap()).collect(), vec![]))
 }
 
 fn typed(pattern: &str, name: &str) -> Arc<Filter> {
@@ -150,6 +155,210 @@ fn a_long_walk_gives_the_others_a_turn() {
     let Place::Walking { cursor } = place(&mut hub, other, 0, 0) else { panic!("it is a long way") };
     assert!(is_edge(&place(&mut hub, other, cursor, 0)));
     assert!(is_edge(&place(&mut hub, key, 1, 0)), "the filter's last match is known");
+}
+
+/// The steps of a walk from `cursor` to what comes next, and that.
+fn walk(hub: &mut Hub<usize>, key: SubscriberKey, mut cursor: EventId) -> (usize, Place) {
+    for steps in 0.. {
+        match place(hub, key, cursor, 0) {
+            Place::Walking { cursor: on } => {
+                assert!(on > cursor, "a walk goes on");
+                cursor = on;
+            }
+            there => return (steps, there),
+        }
+    }
+    unreachable!()
+}
+
+fn listed(hub: &Hub<usize>) -> usize {
+    hub.filters.iter().filter_map(|(_, live)| live.listed.as_ref()).map(|listed| listed.len()).sum()
+}
+
+/// Fills the ring with others' batches: a match, and so many others, and that so many times.
+fn sparse(hub: &mut Hub<usize>, matches: usize, others: usize) {
+    for _ in 0..matches {
+        push(hub, &["a.x"]);
+        for _ in 0..others {
+            push(hub, &["b"]);
+        }
+    }
+}
+
+/// Filters that match what `sparse` pushes: one whose batches are listed by topic, and one that has a list of its own.
+const SPARSE: [&str; 2] = ["a.x", "a.*"];
+
+#[test]
+fn what_the_first_reader_looked_for_the_next_is_told() {
+    for pattern in SPARSE {
+        let mut hub = hub_of(1 << 30);
+        sparse(&mut hub, 3, 3 * WALK_BATCHES_MAX);
+        let every = 3 * WALK_BATCHES_MAX as EventId + 1;
+        let (first, next) = (attach(&mut hub, pattern), attach(&mut hub, pattern));
+        let (steps, there) = walk(&mut hub, first, 1);
+        assert_eq!(ids(&there), [every + 1]);
+        assert_eq!(steps, 9, "each step is bounded");
+        let (steps, there) = walk(&mut hub, next, 1);
+        assert_eq!((steps, ids(&there)), (1, vec![every + 1]), "what the first has passed while it looked");
+        for (cursor, comes) in [(1, every + 1), (2, every + 1), (every + 1, 2 * every + 1)] {
+            assert!(matches!(place(&mut hub, next, cursor, 0), Place::Ring(batches) if batches[0].last() == comes));
+        }
+        assert!(is_edge(&place(&mut hub, next, 2 * every + 1, 0)));
+        sparse(&mut hub, 2, BARREN_BATCHES + 1);
+        let (steps, there) = walk(&mut hub, next, 3 * every + 1);
+        let comes = 3 * every + 1 + BARREN_BATCHES as EventId + 2;
+        assert_eq!((steps, ids(&there)), (0, vec![comes]), "what is new is listed, too");
+    }
+}
+
+#[test]
+fn a_filters_list_goes_with_its_last_reader() {
+    let mut hub = hub_of(1 << 30);
+    sparse(&mut hub, 3, WALK_BATCHES_MAX);
+    let (one, other) = (attach(&mut hub, "a.*"), attach(&mut hub, "a.*"));
+    walk(&mut hub, one, 1);
+    hub.detach(one);
+    assert_eq!((hub.listed, listed(&hub)), (2, 2));
+    hub.detach(other);
+    assert_eq!((hub.listed, listed(&hub)), (0, 0));
+}
+
+#[test]
+fn where_matches_are_many_none_is_listed() {
+    for pattern in SPARSE {
+        let mut hub = hub_of(1 << 30);
+        sparse(&mut hub, 40, BARREN_BATCHES - 1);
+        let key = attach(&mut hub, pattern);
+        let mut cursor = 0;
+        while let Place::Ring(batches) = place(&mut hub, key, cursor, 0) {
+            cursor = batches[0].last();
+        }
+        assert_eq!(cursor, 39 * BARREN_BATCHES as EventId + 1);
+        assert!(hub.ring.by_topic().is_none() && hub.filters.iter().all(|(_, live)| live.listed.is_none()));
+    }
+}
+
+#[test]
+fn where_lists_are_full_everyone_looks_for_themselves() {
+    let mut hub = hub_of(1 << 30);
+    sparse(&mut hub, 2, 2 * WALK_BATCHES_MAX);
+    let key = attach(&mut hub, "a.*");
+    let (_, there) = walk(&mut hub, key, 1);
+    assert_eq!((ids(&there), hub.listed), (vec![2 * WALK_BATCHES_MAX as EventId + 2], 1));
+    hub.listed += LISTED_MAX;
+    push(&mut hub, &["a.x"]);
+    assert_eq!((listed(&hub), hub.listed), (0, LISTED_MAX), "a list that would grow goes");
+    assert_eq!(walk(&mut hub, key, 1).0, 2, "as many batches in each step as may be");
+    assert_eq!(listed(&hub), 0);
+    hub.listed -= LISTED_MAX;
+    assert!(walk(&mut hub, key, 1).0 > 2 && listed(&hub) > 0, "there is room again");
+}
+
+#[test]
+fn of_very_many_topics_the_newest_are_listed() {
+    let mut hub = hub_of(1 << 30);
+    push(&mut hub, &["a.x"]);
+    let names: Vec<String> = (0..300_000).map(|n| format!("t.{n}")).collect();
+    let push_all = |hub: &mut Hub<usize>, names: &[String]| {
+        for few in names.chunks(16) {
+            push(hub, &few.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    };
+    push_all(&mut hub, &names);
+    push(&mut hub, &["a.x"]);
+    let last = hub.tail();
+    let key = attach(&mut hub, "a.x");
+    let (steps, there) = walk(&mut hub, key, 1);
+    assert_eq!(ids(&there), [last]);
+    assert!(steps > 10, "{steps}");
+    let is_full = |hub: &Hub<usize>| hub.ring.by_topic().unwrap().is_full();
+    let begin = |hub: &Hub<usize>| hub.ring.by_topic().unwrap().begin();
+    let (was_full, newest) = (is_full(&hub), begin(&hub));
+    assert!(was_full && newest > 1_000, "{newest}: there is no room for all");
+    push_all(&mut hub, &names[..1_000]);
+    assert!(!is_full(&hub) && begin(&hub) > newest && hub.ring.by_topic().unwrap().is_counted());
+    assert_eq!(ids(&walk(&mut hub, key, 1).1), [last], "what is not listed is looked at");
+}
+
+/// Readers anywhere, of topics that are rare and of ones that are not, while the ring grows, is trimmed, and lets go.
+#[test]
+fn whatever_is_listed_each_is_given_all_that_matches() {
+    for seed in 0..40 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut hub = hub_of(EVENT * random.usize(500..4_000));
+        let patterns = ["x.rare", "some", "x.rare,some", "x.*", "x.*,some", "*", "never"];
+        let mut readers: Vec<(SubscriberKey, Arc<Filter>, EventId)> = Vec::new();
+        // Every event that is there.
+        let mut all: Vec<(EventId, &str)> = Vec::new();
+        let mut is_listed = false;
+        for _ in 0..6_000 {
+            match random.u32(0..100) {
+                0..70 => {
+                    let topic = match random.u32(0..300) {
+                        0 => "x.rare",
+                        1..10 => "some",
+                        _ => "many",
+                    };
+                    let topics: Vec<&str> = [topic].into_iter().chain(random.bool().then_some("many")).collect();
+                    for _ in 0..random.usize(1..20) {
+                        let after = hub.tail();
+                        all.extend((after + 1..).zip(topics.iter().copied()));
+                        push(&mut hub, &topics);
+                    }
+                }
+                70..72 => {
+                    let upto = hub.tail().saturating_sub(random.u64(0..800));
+                    let topic = *random.choice(["x.rare", "some", "many"].iter()).unwrap();
+                    hub.trim_topics(&HashMap::from([(Topic::parse(topic).unwrap(), floor(upto))]));
+                    all.retain(|(id, t)| *t != topic || *id > upto);
+                }
+                72 => {
+                    let upto = hub.tail().saturating_sub(random.u64(500..4_000));
+                    hub.trim_log(floor(upto));
+                    all.retain(|(id, _)| *id > upto);
+                }
+                73..76 => {
+                    let filter = filter_of(patterns[random.usize(0..patterns.len())]);
+                    let cursor = random.u64(0..=hub.tail());
+                    readers.push((hub.attach(&filter, 0, hub.trims()).0, filter, cursor));
+                }
+                76 if !readers.is_empty() => {
+                    let (key, ..) = readers.swap_remove(random.usize(0..readers.len()));
+                    hub.detach(key);
+                }
+                77 if random.u32(0..100) == 0 => hub.forget(),
+                _ if readers.is_empty() => {}
+                _ => {
+                    let at = random.usize(0..readers.len());
+                    let (key, filter, cursor) = &mut readers[at];
+                    *cursor = (*cursor).max(hub.passed(*key));
+                    let bytes_max = random.usize(0..20 * EVENT);
+                    let (upto, given) = match hub.place(*key, *cursor, 0, bytes_max, || 0) {
+                        Place::Disk { .. } => (hub.ring.after(), None),
+                        Place::Walking { cursor } => (cursor, Some(Vec::new())),
+                        Place::Edge { tail } => (tail, Some(Vec::new())),
+                        Place::Ring(batches) => {
+                            let events = batches.iter().flat_map(|batch| batch.events());
+                            let ids = events.filter(|e| filter.matches_topic(e.topic.as_str())).map(|e| e.id);
+                            (batches.last().unwrap().last(), Some(ids.filter(|id| id > cursor).collect()))
+                        }
+                        there => panic!("{there:?}"),
+                    };
+                    let is_theirs = |id, topic| id > *cursor && id <= upto && filter.matches_topic(topic);
+                    if let Some(given) = given {
+                        let there: Vec<EventId> =
+                            all.iter().filter(|(id, topic)| is_theirs(*id, topic)).map(|(id, _)| *id).collect();
+                        assert_eq!(given, there, "seed {seed}, from {cursor} to {upto}");
+                    }
+                    *cursor = upto;
+                }
+            }
+            assert_eq!(hub.listed, listed(&hub));
+            assert!(hub.ring.by_topic().is_none_or(ByTopic::is_counted), "seed {seed}");
+            is_listed |= hub.ring.by_topic().is_some() && hub.listed > 0;
+        }
+        assert!(is_listed, "seed {seed}");
+    }
 }
 
 #[test]
