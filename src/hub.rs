@@ -26,14 +26,14 @@ pub use self::batch::Batch;
 use self::listed::{LISTED_MAX, Listed};
 use self::matcher::Matcher;
 use self::pages::Pages;
-use self::ring::Ring;
+use self::ring::{BatchNumber, Ring, is_by_topic};
 use self::rises::Rises;
 use self::wheel::Wheel;
 use crate::event::{Event, EventId, Millis};
 use crate::sse::Floor;
 use crate::topic::{Filter, Topic};
 
-/// How many batches one call looks at before it lets others have the lock: some 50 ns each, so about 50 µs.
+/// How many batches one call looks at before it lets others have the lock: 50 ns each, so some 50 µs; where they are listed up to ten times that.
 const WALK_BATCHES_MAX: usize = 1024;
 
 /// So many in a row without a match, and those that match are listed, so that the next reader of this filter need not look at all the others
@@ -95,7 +95,7 @@ struct LiveFilter {
     rises: Rises,
     /// The batch for which it was last found.
     found_for: u64,
-    /// Where few batches match. Boxed, as few filters have one.
+    /// Where few batches match, and they are not listed by topic. Boxed, as few filters have one.
     listed: Option<Box<Listed>>,
 }
 
@@ -107,13 +107,13 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Takes of these what matches, as long as it is not enough, and looks at so many at most. Gives up to where it has looked where there
-    /// are more.
+    /// Takes of these what matches, as long as it is not enough, and looks at so many at most. Gives up to where it has looked where that was
+    /// the reason to end.
     fn take(
         &mut self,
         ring: &Ring,
         filter: &Filter,
-        numbers: impl Iterator<Item = u64>,
+        numbers: impl Iterator<Item = BatchNumber>,
         most: usize,
     ) -> Option<EventId> {
         for (looked, batch) in numbers.filter_map(|number| ring.get(number)).enumerate() {
@@ -166,8 +166,10 @@ fn long_time(time: u32, now: Millis) -> Millis {
 /// The broadcast channel.
 pub struct Hub<W> {
     ring: Ring,
-    /// How many batches the lists of all filters have.
-    listed: usize,
+    /// How many numbers of batches the lists of all filters have.
+    listed_numbers: usize,
+    /// Where the ring began when those lists were last swept.
+    swept: BatchNumber,
     tail: EventId,
     /// How often floors were raised.
     trims: u64,
@@ -204,7 +206,8 @@ impl<W> Hub<W> {
     pub fn new(options: Options, tail: EventId) -> Self {
         Self {
             ring: Ring::new(tail, options.ring_bytes_max),
-            listed: 0,
+            listed_numbers: 0,
+            swept: 0,
             tail,
             trims: 0,
             awaits: Vec::new(),
@@ -311,7 +314,7 @@ impl<W> Hub<W> {
         live.subscribers -= 1;
         if live.subscribers == 0 {
             let live = self.filters.remove(filter);
-            self.listed -= live.listed.map_or(0, |listed| listed.len());
+            self.listed_numbers -= live.listed.map_or(0, |listed| listed.len());
             self.by_filter.remove(&live.filter);
             self.matcher.remove(&live.filter, filter);
         }
@@ -418,43 +421,66 @@ impl<W> Hub<W> {
 
     /// Gathers what matches after `cursor`. Gives up to where it has looked where that is not yet the end.
     fn walk(&mut self, filter: usize, cursor: EventId, gathered: &mut Gathered) -> Option<EventId> {
-        let from = self.ring.beyond(cursor);
         let (live, ring) = (&self.filters[filter], &self.ring);
-        if let Some(listed) = ring.listed(&live.filter, from) {
-            return gathered.take(ring, &live.filter, listed, WALK_BATCHES_MAX);
-        }
-        if let Some(listed) = live.listed.as_ref().filter(|listed| listed.begin() <= from) {
-            return gathered.take(ring, &live.filter, listed.numbers(from), WALK_BATCHES_MAX);
-        }
+        let from = ring.beyond(cursor);
+        // The last batch that matches is the one with `last_match`, or one before it.
         let upto = ring.end().min(ring.beyond(live.last_match.saturating_sub(1)) + 1);
-        let near = upto.min(from + BARREN_BATCHES as u64);
-        let cursor = gathered.take(ring, &live.filter, from..upto, BARREN_BATCHES)?;
+        let near = from + BARREN_BATCHES as u64;
+        if near < upto {
+            if let Some(listed) = ring.listed(&live.filter, from) {
+                return gathered.take(ring, &live.filter, listed.take_while(|number| *number < upto), WALK_BATCHES_MAX);
+            }
+            if let Some(listed) = live.listed.as_ref().filter(|listed| listed.begin() <= from) {
+                let numbers = listed.numbers(from).take_while(|number| *number < upto);
+                return gathered.take(ring, &live.filter, numbers, WALK_BATCHES_MAX);
+            }
+        }
+        let looked = gathered.take(ring, &live.filter, from..upto, BARREN_BATCHES)?;
         if gathered.batches.is_empty() && self.list(filter, from) {
-            return Some(cursor);
+            return Some(looked);
         }
         gathered.take(&self.ring, &self.filters[filter].filter, near..upto, WALK_BATCHES_MAX - BARREN_BATCHES)
     }
 
     /// Lists what matches, going back from the newest batch or from where the list begins, and no farther than to the batch `from`. False where
-    /// there is no more room for that.
-    fn list(&mut self, filter: usize, from: u64) -> bool {
-        let (live, ring) = (&mut self.filters[filter], &mut self.ring);
-        if live.filter.is_literal() {
-            return ring.list(from, WALK_BATCHES_MAX);
+    /// there is no room for any.
+    fn list(&mut self, filter: usize, from: BatchNumber) -> bool {
+        const MOST: usize = WALK_BATCHES_MAX - BARREN_BATCHES;
+        if is_by_topic(&self.filters[filter].filter) {
+            return self.ring.list(from, MOST);
         }
-        if self.listed >= LISTED_MAX {
+        if self.listed_numbers >= LISTED_MAX {
+            self.sweep();
+        }
+        if self.listed_numbers >= LISTED_MAX {
             return false;
         }
-        let listed = live.listed.get_or_insert_with(|| Box::new(Listed::from(ring.end())));
-        self.listed -= listed.len();
-        listed.forget_before(ring.begin());
-        for _ in 0..WALK_BATCHES_MAX {
+        let (live, ring) = (&mut self.filters[filter], &self.ring);
+        let listed = live.listed.get_or_insert_with(|| Box::new(Listed::new(ring.end())));
+        for _ in 0..MOST {
             let before = listed.begin().checked_sub(1).filter(|before| *before >= from);
             let Some(batch) = before.and_then(|before| ring.get(before)) else { break };
-            listed.looked_back(batch.matches(&live.filter));
+            let matches = batch.matches(&live.filter);
+            listed.looked_back(matches);
+            self.listed_numbers += usize::from(matches);
         }
-        self.listed += listed.len();
         true
+    }
+
+    /// Takes out of the filters' lists what has left the ring; not for less than what one call looks at.
+    fn sweep(&mut self) {
+        let begin = self.ring.begin();
+        if begin - self.swept < WALK_BATCHES_MAX as u64 {
+            return;
+        }
+        self.swept = begin;
+        for (_, live) in &mut self.filters {
+            if let Some(listed) = &mut live.listed {
+                self.listed_numbers -= listed.len();
+                listed.forget_before(begin);
+                self.listed_numbers += listed.len();
+            }
+        }
     }
 
     /// Whether nothing matches beyond `upto`, so that one who is given everything up to there waits from now on, as in [`Hub::place`];
@@ -511,7 +537,7 @@ impl<W> Hub<W> {
 
     fn find(&mut self, batch: &Batch, wakes: &mut Vec<W>) {
         let (serial, filters, subscribers) = (self.serial, &mut self.filters, &mut self.subscribers);
-        let (number, begin, all_listed) = (self.ring.end(), self.ring.begin(), &mut self.listed);
+        let (number, begin, all_listed) = (self.ring.end(), self.ring.begin(), &mut self.listed_numbers);
         for topic in batch.topics() {
             self.matcher.each(topic.as_str(), &mut |at| {
                 let Some(live) = filters.get_mut(at) else { return };
@@ -559,6 +585,8 @@ impl<W> Hub<W> {
     /// Forgets what the ring holds: the store has all of it, but for what it may hide by now.
     pub fn forget(&mut self) {
         self.ring.forget(self.tail);
+        self.filters.iter_mut().for_each(|(_, live)| live.listed = None);
+        self.listed_numbers = 0;
     }
 
     /// The whole log was trimmed up to `floor`: readers below it are told, and the ring forgets what it holds of it.

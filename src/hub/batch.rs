@@ -38,7 +38,7 @@ pub struct Batch {
     after: EventId,
     last: EventId,
     events: Box<[Event]>,
-    /// Distinct topics of the events.
+    /// Distinct topics of the events, sorted.
     topics: Box<[Topic]>,
     bytes: usize,
     whole: [OnceLock<Bytes>; 3],

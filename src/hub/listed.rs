@@ -6,84 +6,102 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Batch;
+use super::ring::BatchNumber;
 use crate::topic::{Filter, Topic};
 
-/// Numbers of batches that the lists of all filters may have together, of 8 bytes each (their rooms up to twice that): an eighth of a ring of
-/// 64 MiB.
+/// About how many batches the lists of all filters may have together, of 8 bytes each (their rooms up to four times that): half of a ring
+/// of 64 MiB at the worst.
 pub const LISTED_MAX: usize = 1 << 20;
 
-/// What the list by topic may have of memory: half of a ring of 64 MiB. It suffices for 200,000 topics with an event each.
+/// About what the list by topic may have of memory: half of a ring of 64 MiB. It suffices for 200,000 topics with an event each.
 const BY_TOPIC_BYTES_MAX: usize = 32 << 20;
 
 /// What a topic costs there, its first numbers included, and each number.
 const TOPIC_BYTES: usize = 128;
 const NUMBER_BYTES: usize = 8;
 
+/// Numbers of batches, ascending. Their room follows them when they become fewer.
+#[derive(Default)]
+struct Numbers(VecDeque<BatchNumber>);
+
+impl Numbers {
+    fn remove(&mut self, at: usize) {
+        self.0.remove(at);
+        if self.0.capacity() > 4 * self.0.len() + 16 {
+            self.0.shrink_to(2 * self.0.len());
+        }
+    }
+
+    fn beyond(&self, begin: BatchNumber) -> impl Iterator<Item = BatchNumber> {
+        self.0.range(self.0.partition_point(|&number| number < begin)..).copied()
+    }
+}
+
 /// The batches that one filter matches.
 pub struct Listed {
-    from: u64,
-    /// Ascending. What is listed may have been trimmed since, or have left the ring.
-    numbers: VecDeque<u64>,
+    begin: BatchNumber,
+    /// What is listed may have been trimmed since, or have left the ring.
+    numbers: Numbers,
 }
 
 impl Listed {
     /// Of the batches from `end` on, of which there is none yet.
-    pub fn from(end: u64) -> Self {
-        Self { from: end, numbers: VecDeque::new() }
+    pub fn new(end: BatchNumber) -> Self {
+        Self { begin: end, numbers: Numbers::default() }
     }
 
     pub fn len(&self) -> usize {
-        self.numbers.len()
+        self.numbers.0.len()
     }
 
     /// The number from which on all are listed.
-    pub fn begin(&self) -> u64 {
-        self.from
+    pub fn begin(&self) -> BatchNumber {
+        self.begin
     }
 
     /// The batch before the first was looked at.
     pub fn looked_back(&mut self, matches: bool) {
-        self.from -= 1;
+        self.begin -= 1;
         if matches {
-            self.numbers.push_front(self.from);
+            self.numbers.0.push_front(self.begin);
         }
     }
 
     /// A new batch matches.
-    pub fn push(&mut self, number: u64) {
-        self.numbers.push_back(number);
+    pub fn push(&mut self, number: BatchNumber) {
+        self.numbers.0.push_back(number);
     }
 
     /// Batches before this one have left the ring.
-    pub fn forget_before(&mut self, begin: u64) {
-        while self.numbers.front().is_some_and(|&number| number < begin) {
-            self.numbers.pop_front();
+    pub fn forget_before(&mut self, begin: BatchNumber) {
+        while self.numbers.0.front().is_some_and(|&number| number < begin) {
+            self.numbers.remove(0);
         }
     }
 
     /// The numbers from this one on.
-    pub fn numbers(&self, from: u64) -> impl Iterator<Item = u64> {
-        beyond(&self.numbers, from)
+    pub fn numbers(&self, begin: BatchNumber) -> impl Iterator<Item = BatchNumber> {
+        self.numbers.beyond(begin)
     }
 }
 
 /// The batches that each topic has something in.
 pub struct ByTopic {
-    from: u64,
-    /// Ascending, and never empty.
-    topics: HashMap<Topic, VecDeque<u64>>,
+    begin: BatchNumber,
+    /// None is empty.
+    topics: HashMap<Topic, Numbers>,
     numbers: usize,
 }
 
 impl ByTopic {
     /// Of the batches from `end` on, of which there is none yet.
-    pub fn from(end: u64) -> Self {
-        Self { from: end, topics: HashMap::new(), numbers: 0 }
+    pub fn new(end: BatchNumber) -> Self {
+        Self { begin: end, topics: HashMap::new(), numbers: 0 }
     }
 
     /// The number from which on all are listed.
-    pub fn begin(&self) -> u64 {
-        self.from
+    pub fn begin(&self) -> BatchNumber {
+        self.begin
     }
 
     pub fn is_full(&self) -> bool {
@@ -92,17 +110,17 @@ impl ByTopic {
 
     /// The batch before the first was looked at.
     pub fn looked_back(&mut self, batch: &Batch) {
-        self.from -= 1;
+        self.begin -= 1;
         for topic in batch.topics() {
-            self.topics.entry(topic.clone()).or_default().push_front(self.from);
+            self.topics.entry(topic.clone()).or_default().0.push_front(self.begin);
         }
         self.numbers += batch.topics().len();
     }
 
     /// A new batch has come.
-    pub fn push(&mut self, number: u64, batch: &Batch) {
+    pub fn push(&mut self, number: BatchNumber, batch: &Batch) {
         for topic in batch.topics() {
-            self.topics.entry(topic.clone()).or_default().push_back(number);
+            self.topics.entry(topic.clone()).or_default().0.push_back(number);
         }
         self.numbers += batch.topics().len();
     }
@@ -110,26 +128,26 @@ impl ByTopic {
     /// The first batch is listed no more.
     pub fn forget_first(&mut self, batch: &Batch) {
         for topic in batch.topics() {
-            self.remove(topic, self.from);
+            self.remove(topic, self.begin);
         }
-        self.from += 1;
+        self.begin += 1;
     }
 
     /// The batch of this number has nothing of a topic any more.
-    pub fn remove(&mut self, topic: &Topic, number: u64) {
+    pub fn remove(&mut self, topic: &Topic, number: BatchNumber) {
         let Some(numbers) = self.topics.get_mut(topic) else { return };
-        let Ok(at) = numbers.binary_search(&number) else { return };
+        let Ok(at) = numbers.0.binary_search(&number) else { return };
         numbers.remove(at);
         self.numbers -= 1;
-        if numbers.is_empty() {
+        if numbers.0.is_empty() {
             self.topics.remove(topic);
         }
     }
 
     /// The numbers, from this one on, of what has something of the topics of a filter without wildcards.
-    pub fn numbers(&self, filter: &Filter, from: u64) -> impl Iterator<Item = u64> {
+    pub fn numbers(&self, filter: &Filter, begin: BatchNumber) -> impl Iterator<Item = BatchNumber> {
         let topics = filter.patterns().iter().filter_map(|topic| self.topics.get(topic.as_str()));
-        let mut lists: Vec<_> = topics.map(|numbers| beyond(numbers, from).peekable()).collect();
+        let mut lists: Vec<_> = topics.map(|numbers| numbers.beyond(begin).peekable()).collect();
         std::iter::from_fn(move || {
             let next = lists.iter_mut().filter_map(|list| list.peek().copied()).min()?;
             for list in &mut lists {
@@ -141,11 +159,21 @@ impl ByTopic {
 
     #[cfg(test)]
     pub fn is_counted(&self) -> bool {
-        self.numbers == self.topics.values().map(VecDeque::len).sum::<usize>()
-            && self.topics.values().all(|list| !list.is_empty())
+        self.numbers == self.topics.values().map(|numbers| numbers.0.len()).sum::<usize>()
+            && self.topics.values().all(|numbers| !numbers.0.is_empty())
     }
 }
 
-fn beyond(numbers: &VecDeque<u64>, from: u64) -> impl Iterator<Item = u64> {
-    numbers.range(numbers.partition_point(|&number| number < from)..).copied()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_follows_the_numbers() {
+        let mut list = Listed::new(0);
+        (0..100_000).for_each(|number| list.push(number));
+        list.forget_before(99_990);
+        assert_eq!(list.numbers(99_995).collect::<Vec<_>>(), (99_995..100_000).collect::<Vec<_>>());
+        assert!((10..100).contains(&list.numbers.0.capacity()), "{}", list.numbers.0.capacity());
+    }
 }

@@ -14,6 +14,12 @@ use crate::event::{Event, EventId};
 use crate::sse::Floor;
 use crate::topic::{Filter, Topic};
 
+/// What a batch costs in memory beside its events, also one of which a trim left nothing: else as many as are trimmed would stay.
+pub const BATCH_BYTES: usize = size_of::<Batch>() + 32;
+
+/// Tells one batch of the ring from another.
+pub type BatchNumber = u64;
+
 /// A batch, and what it counts of the ring's bytes.
 struct Held {
     batch: Arc<Batch>,
@@ -22,7 +28,7 @@ struct Held {
 
 impl From<Batch> for Held {
     fn from(batch: Batch) -> Self {
-        Self { bytes: batch.bytes(), batch: Arc::new(batch) }
+        Self { bytes: BATCH_BYTES + batch.bytes(), batch: Arc::new(batch) }
     }
 }
 
@@ -30,7 +36,7 @@ impl From<Batch> for Held {
 pub struct Ring {
     held: VecDeque<Held>,
     /// The number of the first of them.
-    begin: u64,
+    begin: BatchNumber,
     after: EventId,
     bytes: usize,
     bytes_max: usize,
@@ -52,69 +58,69 @@ impl Ring {
     }
 
     /// The number of the first batch; that of the next one that comes, where there is none.
-    pub fn begin(&self) -> u64 {
+    pub fn begin(&self) -> BatchNumber {
         self.begin
     }
 
     /// The number of the next batch that comes.
-    pub fn end(&self) -> u64 {
+    pub fn end(&self) -> BatchNumber {
         self.begin + self.held.len() as u64
     }
 
     /// The batch of this number, if it is here.
-    pub fn get(&self, number: u64) -> Option<&Arc<Batch>> {
+    pub fn get(&self, number: BatchNumber) -> Option<&Arc<Batch>> {
         let at = number.checked_sub(self.begin).and_then(|at| usize::try_from(at).ok())?;
         self.held.get(at).map(|held| &held.batch)
     }
 
     /// The number of the first batch that has something beyond `cursor`; [`Ring::end`] where none has.
-    pub fn beyond(&self, cursor: EventId) -> u64 {
+    pub fn beyond(&self, cursor: EventId) -> BatchNumber {
         self.begin + search::first(self.held.len(), |at| self.held[at].batch.last() > cursor) as u64
     }
 
     /// Takes in the next batch. What is too much goes with [`Ring::evict`].
     pub fn push(&mut self, batch: Batch) {
         let number = self.end();
-        self.bytes += batch.bytes();
+        let held = Held::from(batch);
+        self.bytes += held.bytes;
         if let Some(by_topic) = &mut self.by_topic {
-            by_topic.push(number, &batch);
+            by_topic.push(number, &held.batch);
         }
-        self.held.push_back(batch.into());
+        self.held.push_back(held);
         while let Some(first) = self.by_topic.as_ref().filter(|list| list.is_full()).map(ByTopic::begin) {
             self.unlist(first);
         }
     }
 
-    /// What has something of the topics of a filter, from a number on; `None` where that is not listed, or the filter has wildcards.
-    pub fn listed(&self, filter: &Filter, from: u64) -> Option<impl Iterator<Item = u64>> {
-        let by_topic = self.by_topic.as_ref().filter(|list| list.begin() <= from && filter.is_literal())?;
-        Some(by_topic.numbers(filter, from))
+    /// What has something for a filter, from a number on; `None` where that is not listed, or the filter is not for some topics as a whole.
+    pub fn listed(&self, filter: &Filter, begin: BatchNumber) -> Option<impl Iterator<Item = BatchNumber>> {
+        let by_topic = self.by_topic.as_ref().filter(|list| list.begin() <= begin && is_by_topic(filter))?;
+        Some(by_topic.numbers(filter, begin))
     }
 
-    /// Lists batches by their topics: so many, going back from the newest or from where the list begins, and no farther than to `from`.
-    /// False where the list is full.
-    pub fn list(&mut self, from: u64, most: usize) -> bool {
+    /// Lists batches by their topics: going back from the newest or from where the list begins, no farther than to `begin`, and about so many
+    /// topics of batches. False where there is no room for any.
+    pub fn list(&mut self, begin: BatchNumber, most: usize) -> bool {
         let end = self.end();
-        let by_topic = self.by_topic.get_or_insert_with(|| ByTopic::from(end));
-        for _ in 0..most {
-            if by_topic.is_full() {
-                return false;
-            }
-            let before = by_topic.begin().checked_sub(1).filter(|before| *before >= from.max(self.begin));
-            let Some(before) = before else { break };
-            let Some(held) = usize::try_from(before - self.begin).ok().and_then(|at| self.held.get(at)) else { break };
-            by_topic.looked_back(&held.batch);
+        let mut by_topic = self.by_topic.take().unwrap_or_else(|| ByTopic::new(end));
+        let (was, mut left) = (by_topic.begin(), most);
+        while left > 0 && by_topic.begin() > begin && !by_topic.is_full() {
+            let Some(batch) = self.get(by_topic.begin() - 1) else { break };
+            by_topic.looked_back(batch);
+            left = left.saturating_sub(batch.topics().len().max(1));
         }
-        true
+        let is_longer = by_topic.begin() < was;
+        self.by_topic = Some(by_topic);
+        is_longer
     }
 
-    /// Takes the batch of this number, which is the oldest, from the list, if it is there.
-    fn unlist(&mut self, number: u64) {
-        let Some(by_topic) = self.by_topic.as_mut().filter(|list| list.begin() == number) else { return };
-        let at = usize::try_from(number - self.begin).ok();
-        if let Some(held) = at.and_then(|at| self.held.get(at)) {
-            by_topic.forget_first(&held.batch);
+    /// Takes the batch of this number from the list, if it is the first there.
+    fn unlist(&mut self, number: BatchNumber) {
+        let Some(mut by_topic) = self.by_topic.take_if(|list| list.begin() == number) else { return };
+        if let Some(batch) = self.get(number) {
+            by_topic.forget_first(batch);
         }
+        self.by_topic = Some(by_topic);
     }
 
     /// Lets the oldest batches go until the bytes are what they may be.
@@ -162,8 +168,9 @@ impl Ring {
                 let left = oldest.without(|event| event.id <= floor);
                 self.begin -= 1;
                 self.after = left.after();
-                self.bytes += left.bytes();
-                self.held.push_front(left.into());
+                let left = Held::from(left);
+                self.bytes += left.bytes;
+                self.held.push_front(left);
                 return;
             }
         }
@@ -181,7 +188,7 @@ impl Ring {
             if held.batch.topics().iter().any(concerned) && held.batch.events().iter().any(gone) {
                 let left = Held::from(held.batch.without(gone));
                 if let Some(by_topic) = self.by_topic.as_mut().filter(|list| list.begin() <= number) {
-                    let is_left = |topic: &&Topic| left.batch.topics().contains(*topic);
+                    let is_left = |topic: &&Topic| left.batch.topics().binary_search(topic).is_ok();
                     held.batch
                         .topics()
                         .iter()
@@ -198,4 +205,9 @@ impl Ring {
     pub fn by_topic(&self) -> Option<&ByTopic> {
         self.by_topic.as_ref()
     }
+}
+
+/// Whether the batches of its topics are those that a filter matches.
+pub fn is_by_topic(filter: &Filter) -> bool {
+    filter.is_literal() && filter.is_every_type()
 }

@@ -9,6 +9,11 @@ use crate::topic::Pattern;
 /// Bytes that an event of these tests costs before it is encoded.
 const EVENT: usize = 160 + 1;
 
+/// Bytes that so many batches with so many events in all cost in the ring.
+const fn held(batches: usize, events: usize) -> usize {
+    batches * ring::BATCH_BYTES + events * EVENT
+}
+
 /// Nobody is woken.
 const NOBODY: [usize; 0] = [];
 
@@ -70,7 +75,7 @@ fn floors(of: &[(&str, EventId)]) -> HashMap<Topic, Floor> {
 
 #[test]
 fn a_cursor_stands_on_disk_in_the_ring_or_at_the_edge() {
-    let mut hub = hub_of(3 * EVENT);
+    let mut hub = hub_of(held(3, 3));
     let key = attach(&mut hub, "a");
     for _ in 0..5 {
         push(&mut hub, &["a"]);
@@ -152,8 +157,8 @@ fn a_long_walk_gives_the_others_a_turn() {
         push(&mut hub, &["a"]);
     }
     let other = attach(&mut hub, "c");
-    let Place::Walking { cursor } = place(&mut hub, other, 0, 0) else { panic!("it is a long way") };
-    assert!(is_edge(&place(&mut hub, other, cursor, 0)));
+    let (steps, there) = walk(&mut hub, other, 0);
+    assert!(steps > 0 && is_edge(&there), "it is a long way: {steps}");
     assert!(is_edge(&place(&mut hub, key, 1, 0)), "the filter's last match is known");
 }
 
@@ -197,7 +202,7 @@ fn what_the_first_reader_looked_for_the_next_is_told() {
         let (first, next) = (attach(&mut hub, pattern), attach(&mut hub, pattern));
         let (steps, there) = walk(&mut hub, first, 1);
         assert_eq!(ids(&there), [every + 1]);
-        assert_eq!(steps, 9, "each step is bounded");
+        assert_eq!(steps, 10, "each step is bounded");
         let (steps, there) = walk(&mut hub, next, 1);
         assert_eq!((steps, ids(&there)), (1, vec![every + 1]), "what the first has passed while it looked");
         for (cursor, comes) in [(1, every + 1), (2, every + 1), (every + 1, 2 * every + 1)] {
@@ -218,9 +223,9 @@ fn a_filters_list_goes_with_its_last_reader() {
     let (one, other) = (attach(&mut hub, "a.*"), attach(&mut hub, "a.*"));
     walk(&mut hub, one, 1);
     hub.detach(one);
-    assert_eq!((hub.listed, listed(&hub)), (2, 2));
+    assert_eq!((hub.listed_numbers, listed(&hub)), (2, 2));
     hub.detach(other);
-    assert_eq!((hub.listed, listed(&hub)), (0, 0));
+    assert_eq!((hub.listed_numbers, listed(&hub)), (0, 0));
 }
 
 #[test]
@@ -244,14 +249,35 @@ fn where_lists_are_full_everyone_looks_for_themselves() {
     sparse(&mut hub, 2, 2 * WALK_BATCHES_MAX);
     let key = attach(&mut hub, "a.*");
     let (_, there) = walk(&mut hub, key, 1);
-    assert_eq!((ids(&there), hub.listed), (vec![2 * WALK_BATCHES_MAX as EventId + 2], 1));
-    hub.listed += LISTED_MAX;
+    assert_eq!((ids(&there), hub.listed_numbers), (vec![2 * WALK_BATCHES_MAX as EventId + 2], 1));
+    hub.listed_numbers += LISTED_MAX;
     push(&mut hub, &["a.x"]);
-    assert_eq!((listed(&hub), hub.listed), (0, LISTED_MAX), "a list that would grow goes");
+    assert_eq!((listed(&hub), hub.listed_numbers), (0, LISTED_MAX), "a list that would grow goes");
     assert_eq!(walk(&mut hub, key, 1).0, 2, "as many batches in each step as may be");
     assert_eq!(listed(&hub), 0);
-    hub.listed -= LISTED_MAX;
+    hub.listed_numbers -= LISTED_MAX;
     assert!(walk(&mut hub, key, 1).0 > 2 && listed(&hub) > 0, "there is room again");
+}
+
+#[test]
+fn what_has_left_the_ring_keeps_no_room_in_the_lists() {
+    let mut hub = hub_of(held(1, 1) * 4 * WALK_BATCHES_MAX);
+    sparse(&mut hub, 20, BARREN_BATCHES);
+    let (gone, new) = (attach(&mut hub, "a.*"), attach(&mut hub, "c.*"));
+    walk(&mut hub, gone, 1);
+    let of_gone = listed(&hub);
+    assert!(of_gone > 10);
+    push(&mut hub, &["c.x"]);
+    for _ in 0..5 * WALK_BATCHES_MAX {
+        push(&mut hub, &["b"]);
+    }
+    push(&mut hub, &["c.x"]);
+    assert_eq!(listed(&hub), of_gone, "nobody has asked");
+    // As if others had the rest.
+    hub.listed_numbers += LISTED_MAX - of_gone;
+    let begin = hub.ring.get(hub.ring.begin()).unwrap().after();
+    walk(&mut hub, new, begin);
+    assert_eq!((listed(&hub), hub.listed_numbers), (1, LISTED_MAX - of_gone + 1), "what was gone made room");
 }
 
 #[test]
@@ -268,9 +294,8 @@ fn of_very_many_topics_the_newest_are_listed() {
     push(&mut hub, &["a.x"]);
     let last = hub.tail();
     let key = attach(&mut hub, "a.x");
-    let (steps, there) = walk(&mut hub, key, 1);
-    assert_eq!(ids(&there), [last]);
-    assert!(steps > 10, "{steps}");
+    while hub.ring.list(1, WALK_BATCHES_MAX) {}
+    assert_eq!(ids(&walk(&mut hub, key, 1).1), [last]);
     let is_full = |hub: &Hub<usize>| hub.ring.by_topic().unwrap().is_full();
     let begin = |hub: &Hub<usize>| hub.ring.by_topic().unwrap().begin();
     let (was_full, newest) = (is_full(&hub), begin(&hub));
@@ -280,16 +305,21 @@ fn of_very_many_topics_the_newest_are_listed() {
     assert_eq!(ids(&walk(&mut hub, key, 1).1), [last], "what is not listed is looked at");
 }
 
+fn is_for(filter: &Filter, event: &Event) -> bool {
+    filter.matches_topic(event.topic.as_str()) && filter.matches_type(event.event.as_ref().map(EventType::as_str))
+}
+
 /// Readers anywhere, of topics that are rare and of ones that are not, while the ring grows, is trimmed, and lets go.
 #[test]
 fn whatever_is_listed_each_is_given_all_that_matches() {
     for seed in 0..40 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut hub = hub_of(EVENT * random.usize(500..4_000));
-        let patterns = ["x.rare", "some", "x.rare,some", "x.*", "x.*,some", "*", "never"];
+        let mut hub = hub_of(held(1, 1) * random.usize(500..4_000));
+        let filters = ["x.rare", "some", "x.rare,some", "x.*", "x.*,some", "*", "never"].map(filter_of);
+        let filters: Vec<_> = filters.into_iter().chain([typed("many", "t"), typed("**", "t")]).collect();
         let mut readers: Vec<(SubscriberKey, Arc<Filter>, EventId)> = Vec::new();
         // Every event that is there.
-        let mut all: Vec<(EventId, &str)> = Vec::new();
+        let mut all: Vec<Event> = Vec::new();
         let mut is_listed = false;
         for _ in 0..6_000 {
             match random.u32(0..100) {
@@ -299,26 +329,34 @@ fn whatever_is_listed_each_is_given_all_that_matches() {
                         1..10 => "some",
                         _ => "many",
                     };
-                    let topics: Vec<&str> = [topic].into_iter().chain(random.bool().then_some("many")).collect();
+                    let mut topics: Vec<&str> = [topic].into_iter().chain(random.bool().then_some("many")).collect();
+                    if random.u32(0..500) == 0 {
+                        // Larger than the ring, or nearly.
+                        topics = topics.repeat(2_000);
+                    }
+                    let is_typed = random.u32(0..100) == 0;
                     for _ in 0..random.usize(1..20) {
-                        let after = hub.tail();
-                        all.extend((after + 1..).zip(topics.iter().copied()));
-                        push(&mut hub, &topics);
+                        let mut events: Vec<_> =
+                            topics.iter().zip(hub.tail() + 1..).map(|(t, id)| event(id, t)).collect();
+                        events[0].event = is_typed.then(|| EventType::parse("t").unwrap()).flatten();
+                        all.extend(events.iter().cloned());
+                        hub.push(events);
                     }
                 }
                 70..72 => {
-                    let upto = hub.tail().saturating_sub(random.u64(0..800));
-                    let topic = *random.choice(["x.rare", "some", "many"].iter()).unwrap();
-                    hub.trim_topics(&HashMap::from([(Topic::parse(topic).unwrap(), floor(upto))]));
-                    all.retain(|(id, t)| *t != topic || *id > upto);
+                    let topics = [&["x.rare"][..], &["some"], &["many"], &["many", "x.rare"]][random.usize(0..4)];
+                    let of = topics.iter().map(|t| (*t, hub.tail().saturating_sub(random.u64(0..800))));
+                    let floors = floors(&of.collect::<Vec<_>>());
+                    hub.trim_topics(&floors);
+                    all.retain(|e| floors.get(&e.topic).is_none_or(|floor| e.id > floor.id));
                 }
                 72 => {
                     let upto = hub.tail().saturating_sub(random.u64(500..4_000));
                     hub.trim_log(floor(upto));
-                    all.retain(|(id, _)| *id > upto);
+                    all.retain(|e| e.id > upto);
                 }
                 73..76 => {
-                    let filter = filter_of(patterns[random.usize(0..patterns.len())]);
+                    let filter = filters[random.usize(0..filters.len())].clone();
                     let cursor = random.u64(0..=hub.tail());
                     readers.push((hub.attach(&filter, 0, hub.trims()).0, filter, cursor));
                 }
@@ -327,6 +365,7 @@ fn whatever_is_listed_each_is_given_all_that_matches() {
                     hub.detach(key);
                 }
                 77 if random.u32(0..100) == 0 => hub.forget(),
+                78 if random.u32(0..100) == 0 => drop(hub.skip_to(hub.tail() + 3)),
                 _ if readers.is_empty() => {}
                 _ => {
                     let at = random.usize(0..readers.len());
@@ -339,23 +378,22 @@ fn whatever_is_listed_each_is_given_all_that_matches() {
                         Place::Edge { tail } => (tail, Some(Vec::new())),
                         Place::Ring(batches) => {
                             let events = batches.iter().flat_map(|batch| batch.events());
-                            let ids = events.filter(|e| filter.matches_topic(e.topic.as_str())).map(|e| e.id);
-                            (batches.last().unwrap().last(), Some(ids.filter(|id| id > cursor).collect()))
+                            let ids = events.filter(|e| e.id > *cursor && is_for(filter, e)).map(|e| e.id);
+                            (batches.last().unwrap().last(), Some(ids.collect()))
                         }
                         there => panic!("{there:?}"),
                     };
-                    let is_theirs = |id, topic| id > *cursor && id <= upto && filter.matches_topic(topic);
                     if let Some(given) = given {
-                        let there: Vec<EventId> =
-                            all.iter().filter(|(id, topic)| is_theirs(*id, topic)).map(|(id, _)| *id).collect();
+                        let there = all.iter().filter(|e| e.id > *cursor && e.id <= upto && is_for(filter, e));
+                        let there: Vec<EventId> = there.map(|e| e.id).collect();
                         assert_eq!(given, there, "seed {seed}, from {cursor} to {upto}");
                     }
                     *cursor = upto;
                 }
             }
-            assert_eq!(hub.listed, listed(&hub));
+            assert_eq!(hub.listed_numbers, listed(&hub));
             assert!(hub.ring.by_topic().is_none_or(ByTopic::is_counted), "seed {seed}");
-            is_listed |= hub.ring.by_topic().is_some() && hub.listed > 0;
+            is_listed |= hub.ring.by_topic().is_some() && hub.listed_numbers > 0;
         }
         assert!(is_listed, "seed {seed}");
     }
@@ -441,17 +479,17 @@ fn subscribers_of_a_topic_are_counted_once_each() {
 
 #[test]
 fn the_ring_keeps_its_bytes() {
-    let mut hub = hub_of(3 * EVENT);
+    let mut hub = hub_of(held(2, 3));
     push(&mut hub, &["a", "a"]);
     push(&mut hub, &["a"]);
-    assert_eq!(hub.ring_bytes(), 3 * EVENT);
+    assert_eq!(hub.ring_bytes(), held(2, 3));
     push(&mut hub, &["a"]);
-    assert_eq!(hub.ring_bytes(), 2 * EVENT, "batches go whole");
+    assert_eq!(hub.ring_bytes(), held(2, 2), "batches go whole");
     let key = attach(&mut hub, "a");
     assert!(matches!(place(&mut hub, key, 1, 0), Place::Disk { .. }), "not even its second half is there");
-    push(&mut hub, &["a"; 4]);
+    push(&mut hub, &["a"; 12]);
     assert_eq!(hub.ring_bytes(), 0, "one that is too large for the ring does not stay");
-    assert!(matches!(place(&mut hub, key, 7, 0), Place::Disk { upto: 8 }));
+    assert!(matches!(place(&mut hub, key, 15, 0), Place::Disk { upto: 16 }));
 }
 
 #[test]
@@ -464,13 +502,13 @@ fn what_is_encoded_counts_as_long_as_it_is_there() {
     let (share, grown) = batch.share(&filter("a"), Form::Sse, 0);
     assert!(grown > share.len());
     hub.grown(batch, grown);
-    assert_eq!(hub.ring_bytes(), 2 * EVENT + grown);
+    assert_eq!(hub.ring_bytes(), held(1, 2) + grown);
     assert_eq!(batch.share(&filter("a"), Form::Sse, 0), (share, 0), "it is cut once");
     hub.trim_topics(&floors(&[("b", 2)]));
-    assert_eq!(hub.ring_bytes(), EVENT, "what is left is encoded anew");
+    assert_eq!(hub.ring_bytes(), held(1, 1), "what is left is encoded anew");
     let (_, late) = batch.share(&filter("b"), Form::Sse, 0);
     hub.grown(batch, late);
-    assert_eq!(hub.ring_bytes(), EVENT, "a batch that was replaced counts no more");
+    assert_eq!(hub.ring_bytes(), held(1, 1), "a batch that was replaced counts no more");
     hub.trim_log(floor(2));
     hub.grown(batch, late);
     assert_eq!(hub.ring_bytes(), 0);
@@ -478,7 +516,7 @@ fn what_is_encoded_counts_as_long_as_it_is_there() {
 
 #[test]
 fn a_batch_may_push_itself_out_by_growing() {
-    let mut hub = hub_of(EVENT);
+    let mut hub = hub_of(held(1, 1));
     let key = attach(&mut hub, "a");
     push(&mut hub, &["a"]);
     let Place::Ring(batches) = place(&mut hub, key, 0, 0) else { panic!("it is in the ring") };
@@ -526,7 +564,7 @@ fn a_trim_of_the_log_takes_the_ring_with_it() {
     assert_eq!(hub.floor(key).id, 3);
     assert!(matches!(place(&mut hub, key, 1, 0), Place::Disk { upto: 5 }));
     assert_eq!(ids(&place(&mut hub, key, 2, 0)), [4, 5], "the half that is left");
-    assert_eq!(hub.ring_bytes(), 2 * EVENT);
+    assert_eq!(hub.ring_bytes(), held(1, 2));
     hub.trim_log(floor(5));
     assert_eq!(hub.ring_bytes(), 0);
     assert!(matches!(place(&mut hub, key, 2, 0), Place::Disk { upto: 5 }));
@@ -545,7 +583,17 @@ fn a_trim_of_topics_leaves_the_others() {
     assert_eq!(ids(&place(&mut hub, all, 0, 0)), [2]);
     assert_eq!(ids(&place(&mut hub, a, 0, 0)), [4], "a batch of which nothing is left is passed over");
     assert_eq!(ids(&place(&mut hub, b, 1, 0)), [2]);
-    assert_eq!(hub.ring_bytes(), 2 * EVENT);
+    assert_eq!(hub.ring_bytes(), held(3, 2));
+}
+
+#[test]
+fn what_a_trim_leaves_empty_is_let_go_in_time() {
+    let mut hub = hub_of(held(10, 10));
+    for id in 1..=1_000 {
+        push(&mut hub, &["a"]);
+        hub.trim_topics(&floors(&[("a", id)]));
+    }
+    assert!(hub.ring.end() - hub.ring.begin() < 20 && hub.ring_bytes() <= held(10, 10));
 }
 
 #[test]
