@@ -6,8 +6,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Batch;
-use super::ring::BatchNumber;
 use crate::topic::{Filter, Topic};
+
+/// Tells one batch of the ring from another.
+pub type BatchNumber = u64;
 
 /// About how many batches the lists of all filters may have together, of 8 bytes each (their rooms up to four times that): half of a ring
 /// of 64 MiB at the worst.
@@ -16,7 +18,7 @@ pub const LISTED_MAX: usize = 1 << 20;
 /// About what the list by topic may have of memory: half of a ring of 64 MiB. It suffices for 200,000 topics with an event each.
 const BY_TOPIC_BYTES_MAX: usize = 32 << 20;
 
-/// What a topic costs there, its first numbers included, and each number.
+/// What a topic costs there by its types' sizes, its first numbers included, and each number.
 const TOPIC_BYTES: usize = 128;
 const NUMBER_BYTES: usize = 8;
 

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Batch;
-use super::listed::ByTopic;
+use super::listed::{BatchNumber, ByTopic};
 use super::search;
 use crate::event::{Event, EventId};
 use crate::sse::Floor;
@@ -16,9 +16,6 @@ use crate::topic::{Filter, Topic};
 
 /// What a batch costs in memory beside its events, also one of which a trim left nothing: else as many as are trimmed would stay.
 pub const BATCH_BYTES: usize = size_of::<Batch>() + 32;
-
-/// Tells one batch of the ring from another.
-pub type BatchNumber = u64;
 
 /// A batch, and what it counts of the ring's bytes.
 struct Held {
