@@ -259,7 +259,8 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::append`].
     fn raise_floors(&self, trims: &[Trim]) -> Result<Vec<Trim>, StoreError>;
 
-    /// Readers know the floors that were raised: what lies below them is no longer found, and may go.
+    /// Readers know the floors that were raised: what lies below them is no longer found, and may go. Does not block; to be called in the
+    /// same hold of the readers' lock in which they are told, so that nobody begins in between who counts as told and still finds it.
     fn floors_published(&self);
 
     /// How often floors were published, a snapshot was kept, or the store was opened again: what is read of ids that are durable, up to

@@ -122,6 +122,21 @@ fn a_trim_while_a_beginning_is_fixed() {
     });
 }
 
+/// Events of which each is a block of its own.
+fn large(topics: &[&'static str]) -> Ask {
+    Ask::Publish(publish(topics.iter().map(|topic| One { topic, event: None, key: None, size: 70_000 })))
+}
+
+#[test]
+fn a_trim_between_two_blocks_of_one_who_began_in_its_midst() {
+    for begin in [Begin::Earliest, Begin::Last(3), Begin::Time(1)] {
+        orders(&format!("a trim between two blocks of one who began in its midst, {begin:?}"), 3, || {
+            let asks = vec![large(&["a", "a", "a"]), trim("a", 2)];
+            World::new(1, 0, vec![Spec { fine: true, ..client("a", begin) }], asks).after(1)
+        });
+    }
+}
+
 #[test]
 fn a_trim_below_a_floor_of_long_ago() {
     for begin in [Begin::Earliest, Begin::Last(9), Begin::After(9)] {

@@ -65,6 +65,8 @@ pub struct Watch {
     told: EventId,
     /// What was trimmed before this step was not asked for.
     excused: Option<u64>,
+    /// It was given some of that, as it was not gone yet: what else of it goes is to be told.
+    saw_trimmed: bool,
     /// It begins at an id that lies within a hole: what it has seen may be gone, which is to be told before anything else.
     in_hole: Option<EventId>,
     /// The beginning lies beyond the tail, which is to be told first.
@@ -130,6 +132,7 @@ impl Watch {
             looked: at,
             told: 0,
             excused,
+            saw_trimmed: false,
             in_hole,
             ahead,
             until,
@@ -202,7 +205,11 @@ impl Watch {
     }
 
     fn excuses(&self, fact: &Fact) -> bool {
-        fact.trimmed.is_some_and(|step| fact.event.id <= self.told || self.excused.is_some_and(|known| step < known))
+        let excused = |known| {
+            let step = if self.saw_trimmed { fact.gone } else { fact.trimmed };
+            step.is_some_and(|step| step < known)
+        };
+        fact.trimmed.is_some() && fact.event.id <= self.told || self.excused.is_some_and(excused)
     }
 
     /// Everything owed up to here must have come by now, or been told.
@@ -353,6 +360,7 @@ impl Watch {
         }
         self.settle(facts, id - 1)?;
         self.at = id;
+        self.saw_trimmed |= fact.trimmed.zip(self.excused).is_some_and(|(step, known)| step < known);
         if let (Some((picture, _)), Some(key)) = (&mut self.shown.picture, &fact.event.key) {
             let place = (fact.event.topic.clone(), key.clone());
             if data.is_empty() {

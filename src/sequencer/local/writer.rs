@@ -2,7 +2,7 @@
 //!
 //! What holds: what a step does is done under one lock, or touches nothing that others see in between; so whoever drives it may let
 //! others run between any two, as threads do. A batch is handed to the hub after it is durable, and answered after that; waking comes
-//! last. A floor is written, then told to the readers, then published. Must not know threads.
+//! last. A floor is written, then told to the readers and published in one hold of their lock. Must not know threads.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -39,10 +39,8 @@ enum At<W> {
     Delivered(Answers<Ticket<Outcome>>, Vec<W>, bool),
     /// To wake those whom it concerns; and then to forget keys, where there are new ones.
     Waking(Vec<W>, bool),
-    /// To tell the readers of floors that rose.
+    /// To tell the readers of floors that rose, and to publish them.
     Raised(Vec<Trim>, Ticket<()>),
-    /// To publish them.
-    Told(Ticket<()>),
     /// To tell the readers that a topic was closed.
     Closed(Topic, Ticket<()>),
     /// The store was opened again: to deliver what was written all the same.
@@ -123,11 +121,7 @@ impl<W> Writer<W> {
                 }
             }
             At::Raised(rose, ticket) => {
-                tell_floors(&mut self.parts.hub.lock(), rose);
-                self.at = At::Told(ticket);
-            }
-            At::Told(ticket) => {
-                self.parts.store.floors_published();
+                publish_floors(&*self.parts.store, &mut self.parts.hub.lock(), rose);
                 ticket.answer(Ok(()));
             }
             At::Closed(topic, ticket) => {
@@ -141,8 +135,6 @@ impl<W> Writer<W> {
                 Err(error) => not_yet(&error),
             },
             At::CaughtUp => {
-                // A floor whose write had failed may be there after all; now readers know of it.
-                self.parts.store.floors_published();
                 self.sequencer.resume(self.parts.store.tail(), self.parts.store.last_time());
                 tracing::info!("the log was opened again; publishes are taken");
                 *self.parts.refusal.write() = None;
@@ -328,8 +320,9 @@ fn not_yet(error: &StoreError) {
     tracing::warn!(%error, "the log cannot be written yet; trying again");
 }
 
-/// Tells the readers the floors that the store has raised; then they may be published.
-fn tell_floors<W>(hub: &mut Hub<W>, rose: Vec<Trim>) {
+/// Tells the readers the floors that the store has raised, and publishes them, while nobody can come in between: whoever began there would
+/// count as told, and be given what lies below them only in part.
+fn publish_floors<W>(store: &dyn Store, hub: &mut Hub<W>, rose: Vec<Trim>) {
     let mut log = None;
     let mut topics: HashMap<Topic, Floor> = HashMap::new();
     for Trim { topic, upto } in rose {
@@ -345,6 +338,7 @@ fn tell_floors<W>(hub: &mut Hub<W>, rose: Vec<Trim>) {
     if !topics.is_empty() {
         hub.trim_topics(&topics);
     }
+    store.floors_published();
 }
 
 /// Delivers what is in the log beyond the hub's tail, as after a commit that failed and was written all the same, and tells the
@@ -372,6 +366,7 @@ fn catch_up<W>(store: &dyn Store, hub: &Mutex<Hub<W>>, wake: impl Fn(Vec<W>)) ->
     // is repeated, as no floor rises then.
     hub.forget();
     hub.raise_floors(|filter| store.floor(filter));
+    store.floors_published();
     wakes.extend(hub.close_any(|filter| store.closed(filter)));
     drop(hub);
     wake(wakes);
