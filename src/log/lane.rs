@@ -31,6 +31,10 @@ const TURNS_MAX: usize = 8;
 /// thread 20 to 50 µs to wake. Beside a commit, which takes 200 µs and more, it is little to have waited in vain.
 const AWAKE: Duration = Duration::from_micros(100);
 
+/// A turn in which nobody comes takes a microsecond or two. One that takes longer than this has let another thread have the core: then it is
+/// for that one to have. (Else a publisher that feeds a thousand busy streams took a tenth of their pace.)
+const EMPTY_TURN_MAX: Duration = Duration::from_micros(20);
+
 /// When the first comes back after a time that is shorter than this, in which the thread may have had to wake, it was worth staying awake.
 const SOON: Duration = Duration::from_micros(150);
 
@@ -54,7 +58,7 @@ pub(super) struct Shared {
 struct Returns {
     /// How many the last commit had.
     answered: usize,
-    /// The first came back soon, the last time.
+    /// The first came back soon, the last time, and nobody else wanted the core.
     soon: bool,
 }
 
@@ -65,8 +69,8 @@ impl Returns {
     }
 
     /// The first of the next ones came, so long after the answers.
-    fn came(&mut self, since: Duration) {
-        self.soon = since < SOON;
+    fn came(&mut self, since: Duration, undisturbed: bool) {
+        self.soon = undisturbed && since < SOON;
     }
 }
 
@@ -99,19 +103,16 @@ impl Lane {
         tokio::task::yield_now().await;
         tokio::task::yield_now().await;
         let answered = Instant::now();
-        let returns = *self.shared.returns.lock();
-        while returns.awaits(requests.waiting(), answered.elapsed()) {
-            tokio::task::yield_now().await;
-        }
+        let undisturbed = self.stay_awake(answered).await;
         let mut waiting = 0;
         while waiting == 0 {
             // It may have been told of those whom the last commit had.
             self.shared.asked.notified().await;
             waiting = requests.waiting();
         }
-        self.shared.returns.lock().came(answered.elapsed());
+        self.shared.returns.lock().came(answered.elapsed(), undisturbed);
         // Publishers whose requests lie in their sockets are to share the commit: in one turn the sockets are looked at, in the
-        // next one those that have something run. To wait any longer was measured to win nothing.
+        // next one those that have something run.
         for _ in 0..TURNS_MAX {
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
@@ -123,6 +124,21 @@ impl Lane {
         self.shared.returns.lock().answered = waiting;
         // Also many: to let the writer's thread commit, and to read and answer meanwhile, was measured to win a tenth at the most, with 64
         // publishers, for half as much more of the processors' time.
+    }
+
+    /// Stays awake for those who were `answered` then, where that seems worth it; `false` when another thread wants the core.
+    async fn stay_awake(&self, answered: Instant) -> bool {
+        let (requests, returns) = (&self.log.inner.requests, *self.shared.returns.lock());
+        let (mut waiting, mut since) = (requests.waiting(), Duration::ZERO);
+        while returns.awaits(waiting, since) {
+            tokio::task::yield_now().await;
+            let (before, begun) = (std::mem::replace(&mut waiting, requests.waiting()), since);
+            since = answered.elapsed();
+            if waiting <= before && since.saturating_sub(begun) > EMPTY_TURN_MAX {
+                return false;
+            }
+        }
+        true
     }
 
     /// Commits what waits. Blocks while the disk is written. Whom it answers on this lane is woken by the next [`Lane::due`].
@@ -217,19 +233,21 @@ mod tests {
     fn a_lane_stays_awake_only_for_those_who_come_back_soon() {
         let (at_once, late, much_later) = (Duration::ZERO, AWAKE, Duration::from_millis(5));
         let mut returns = Returns::default();
-        returns.came(much_later);
+        returns.came(much_later, true);
         returns.answered = 3;
         assert!(!returns.awaits(0, at_once), "they took long the last time");
-        returns.came(AWAKE + Duration::from_micros(10));
+        returns.came(AWAKE + Duration::from_micros(10), true);
         assert!(returns.awaits(0, at_once) && returns.awaits(2, at_once), "who sleeps sees them a little later");
         assert!(!returns.awaits(3, at_once), "all are there");
         assert!(!returns.awaits(0, late), "nobody is waited for without end");
         // Two of three have gone: this is the last time that they are waited for.
-        returns.came(late);
+        returns.came(late, true);
         returns.answered = 1;
         assert!(returns.awaits(0, at_once) && !returns.awaits(1, at_once));
-        returns.came(much_later);
+        returns.came(much_later, true);
         assert!(!returns.awaits(0, at_once), "one that comes now and then costs nothing");
+        returns.came(late, false);
+        assert!(!returns.awaits(0, at_once), "others want the core");
     }
 
     /// Lanes that want the writer at the same time, with few publishers and with many, and others beside them, who send.
