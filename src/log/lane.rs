@@ -31,6 +31,9 @@ const TURNS_MAX: usize = 8;
 /// thread 20 to 50 µs to wake. Beside a commit, which takes 200 µs and more, it is little to have waited in vain.
 const AWAKE: Duration = Duration::from_micros(100);
 
+/// As many turns at the most, should time stand still: one takes half a microsecond and more, so time is over first.
+const AWAKE_TURNS_MAX: usize = 200;
+
 /// A turn in which nobody comes takes a microsecond or two. One that takes longer than this has let another thread have the core: then it is
 /// for that one to have. (Else a publisher that feeds a thousand busy streams took a tenth of their pace.)
 const EMPTY_TURN_MAX: Duration = Duration::from_micros(20);
@@ -130,7 +133,10 @@ impl Lane {
     async fn stay_awake(&self, answered: Instant) -> bool {
         let (requests, returns) = (&self.log.inner.requests, *self.shared.returns.lock());
         let (mut waiting, mut since) = (requests.waiting(), Duration::ZERO);
-        while returns.awaits(waiting, since) {
+        for _ in 0..AWAKE_TURNS_MAX {
+            if !returns.awaits(waiting, since) {
+                break;
+            }
             tokio::task::yield_now().await;
             let (before, begun) = (std::mem::replace(&mut waiting, requests.waiting()), since);
             since = answered.elapsed();
