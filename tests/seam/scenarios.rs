@@ -134,6 +134,10 @@ fn a_trim_between_two_blocks_of_one_who_began_in_its_midst() {
             let asks = vec![large(&["a", "a", "a"]), trim("a", 2)];
             World::new(1, 0, vec![Spec { fine: true, ..client("a", begin) }], asks).after(1)
         });
+        orders(&format!("the same when the trim was found written, {begin:?}"), 3, || {
+            let asks = vec![large(&["a", "a", "a"]), Ask::Fail(Failing::Written, 0), trim("a", 2)];
+            World::new(1, 0, vec![Spec { fine: true, ..client("a", begin) }], asks).after(2)
+        });
     }
 }
 
