@@ -332,7 +332,8 @@ pub trait Store: Send + Sync + 'static {
     /// The highest floor that concerns `filter`: the log's, a matching topic's, or the end of a hole.
     fn floor(&self, filter: &Filter) -> Floor;
 
-    /// The smallest retained id; one past the tail when nothing is retained.
+    /// The smallest retained id, as of the floors that were published: a reader that begins after this was asked is given nothing below;
+    /// one past the tail when nothing is retained.
     fn earliest(&self) -> EventId;
 
     /// The id of the newest retained event of `topic`, or 0. Does not block.

@@ -425,7 +425,7 @@ impl Store for ModelStore {
 
     fn earliest(&self) -> EventId {
         let state = &self.disk.lock().now;
-        state.retained().next().map_or(state.tail + 1, |e| e.id)
+        state.events.keys().next().map_or(state.tail + 1, |id| *id)
     }
 
     fn last_of(&self, topic: &str) -> EventId {

@@ -75,6 +75,8 @@ pub struct Watch {
     until: Option<EventId>,
     /// The step at which it began.
     begun: u64,
+    /// The smallest retained id, as it was told in the head.
+    earliest: EventId,
     /// What it is sent after a gap.
     kind: Option<Kind>,
     /// A bundle is to be given before anything else.
@@ -137,6 +139,7 @@ impl Watch {
             ahead,
             until,
             begun: now,
+            earliest: 0,
             kind: None,
             owed: false,
             coming: Coming::Nothing,
@@ -161,6 +164,12 @@ impl Watch {
             }
             Some(_) => shown,
         };
+        self
+    }
+
+    /// In the head it is told that nothing smaller than this id is retained.
+    pub fn with_earliest(mut self, earliest: EventId) -> Self {
+        self.earliest = earliest;
         self
     }
 
@@ -357,6 +366,9 @@ impl Watch {
         }
         if id <= self.at {
             return Err(format!("everything up to {} had come", self.at));
+        }
+        if id < self.earliest {
+            return Err(format!("the head told that nothing below {} is retained", self.earliest));
         }
         self.settle(facts, id - 1)?;
         self.at = id;

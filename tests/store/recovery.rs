@@ -285,9 +285,11 @@ fn a_floor_that_nobody_was_told_of_hides_nothing_after_reopening_either() {
     store.settle().unwrap();
     store.tidy().unwrap();
     assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>());
+    assert_eq!(store.earliest(), 1, "what is still given is not said to be gone");
     store.reopen().unwrap();
     assert_eq!(store.floor(&filter(&["t"], &[])).id, 6);
     assert_eq!(ids(&store, &["t"]), (1..=10).collect::<Vec<_>>());
+    assert_eq!(store.earliest(), 1);
     store.floors_published();
     assert_eq!(ids(&store, &["t"]), (7..=10).collect::<Vec<_>>());
     store.settle().unwrap();

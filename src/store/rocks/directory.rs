@@ -301,6 +301,7 @@ impl Directory {
     /// Takes back as unpublished what was not published `before`: see `open_again`.
     pub fn not_yet_published(&mut self, before: &Self) {
         self.log_published = before.log_published.min(self.log_floor);
+        self.earliest = self.log_published + 1;
         for (number, row) in self.rows.iter_mut().zip(0..).filter_map(|(row, n)| Some((n, row.as_mut()?))) {
             row.published = before.row(number).map_or(0, |old| old.published).min(row.floor);
             if row.published < row.floor {

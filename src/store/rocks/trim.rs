@@ -206,7 +206,7 @@ impl RocksStore {
     pub(super) fn move_earliest(&self, db: &Handle<'_>) -> Result<(), StoreError> {
         let (mut after, tail) = {
             let directory = self.directory.read();
-            let from = directory.earliest.max(directory.log_floor + 1);
+            let from = directory.earliest.max(directory.log_published + 1);
             let live = directory.segments.range(segment_of(from)..).find(|(_, s)| s.live.events > 0);
             let Some((&segment, _)) = live else { return Ok(()) };
             ((from - 1).max(first_id(segment).saturating_sub(1)), directory.tail)

@@ -136,7 +136,7 @@ impl World {
                 let begin = bundle.at.map_or(Begin::Earliest, Begin::After);
                 let start = Start::with(bundle.clone(), known, tail);
                 let watch = Watch::new(filter, begin, follow, &self.facts, start.tail, (step, self.step));
-                let mut watch = client.watch(&self.facts, watch).begins_with_bundle();
+                let mut watch = client.watch(&self.facts, watch).with_earliest(start.earliest).begins_with_bundle();
                 let tail = if self.drained { start.tail } else { tail };
                 watch.given(&self.facts, Given { at: bundle.at, tail_before, asked, tail, now: self.step })?;
                 client.watch = Some(watch);
@@ -156,8 +156,9 @@ impl World {
                     }
                 };
                 let watch = Watch::new(filter, begin, follow, &self.facts, tail, (step, self.step));
-                client.watch = Some(client.watch(&self.facts, watch));
-                Stage::Started(Start::fix(begin, known, tail, found))
+                let start = Start::fix(begin, known, tail, found);
+                client.watch = Some(client.watch(&self.facts, watch).with_earliest(start.earliest));
+                Stage::Started(start)
             }
             (other, _) => other,
         })
