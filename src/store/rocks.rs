@@ -359,12 +359,7 @@ impl Store for RocksStore {
     }
 
     fn earliest(&self) -> EventId {
-        let directory = self.directory.read();
-        if directory.live.events == 0 {
-            directory.tail + 1
-        } else {
-            directory.earliest.max(directory.log_published + 1)
-        }
+        self.directory.read().smallest_retained()
     }
 
     fn last_of(&self, topic: &str) -> EventId {

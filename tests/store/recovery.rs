@@ -295,6 +295,13 @@ fn a_floor_that_nobody_was_told_of_hides_nothing_after_reopening_either() {
     store.settle().unwrap();
     assert_eq!(store.topics("t", None, 1).unwrap()[0].events, 4);
     assert_eq!(store.earliest(), 7);
+    store.raise_floors(&[log_trim(11)]).unwrap();
+    store.reopen().unwrap();
+    assert_eq!(ids(&store, &["t"]), (7..=10).collect::<Vec<_>>());
+    assert!(store.earliest() <= 7, "nor when all of it is trimmed");
+    store.floors_published();
+    store.settle().unwrap();
+    assert_eq!(store.earliest(), 12);
 }
 
 #[test]

@@ -323,6 +323,14 @@ impl Directory {
         }
     }
 
+    /// The smallest retained id, as of the floors that were published; one past the tail when nothing is retained.
+    #[must_use]
+    pub fn smallest_retained(&self) -> EventId {
+        // What is counted may have been taken up to floors that were not published yet, as after reopening.
+        let all_published = self.log_published == self.log_floor && self.raised.is_empty();
+        if self.live.events == 0 && all_published { self.tail + 1 } else { self.earliest.max(self.log_published + 1) }
+    }
+
     /// How many topics are known, also those of which only a floor or a mark is left.
     #[must_use]
     pub fn topic_count(&self) -> u64 {

@@ -20,6 +20,7 @@ use super::recover::recover;
 use super::remembered::Keys;
 use super::settings::{Floors, open_database, open_to_read};
 use super::{Handle, Options, RocksStore, index, resolve, sums};
+use crate::event::EventId;
 use crate::store::mark::{LOST_IDS, Mark};
 use crate::store::space::Gauge;
 use crate::store::wal::WalError;
@@ -34,7 +35,7 @@ impl RocksStore {
         make(&options.dir).map_err(|e| StoreError::io("creating the data directory")(&e))?;
         let lock = lock(&options.dir)?;
         let floors = Arc::new(Floors::default());
-        let opened = Opened::open(&options, &floors)?;
+        let opened = Opened::open(&options, &floors, None)?;
         opened.directory.rows().for_each(|(number, row)| floors.raise_topic(number, row.floor));
         floors.raise_log(opened.directory.log_floor);
         let store = Self {
@@ -89,7 +90,8 @@ impl RocksStore {
         let mut db = self.db.write();
         *db = None;
         self.poisoned.store(true, Ordering::Release);
-        let opened = match Opened::open(&self.options, &self.floors) {
+        let shown_after = self.directory.read().log_published;
+        let opened = match Opened::open(&self.options, &self.floors, Some(shown_after)) {
             Ok(opened) => opened,
             Err(error) => {
                 // The directory stays as it was: nobody reads beyond what it describes.
@@ -167,7 +169,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn open(options: &Options, floors: &Arc<Floors>) -> Result<Self, StoreError> {
+    fn open(options: &Options, floors: &Arc<Floors>, shown_after: Option<EventId>) -> Result<Self, StoreError> {
         let dir = options.dir.join("db");
         if dir.exists() {
             check_manifest(&dir)?;
@@ -183,7 +185,7 @@ impl Opened {
         let (directory, keys, name, mark, ids_noted) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
-            let mut directory = recover(&db)?;
+            let mut directory = recover(&db, shown_after)?;
             let (mark, reserved) = match found {
                 Some((mark, reserved)) => (Some(mark), reserved.unwrap_or(0)),
                 None => (None, directory.tail.max(directory.hole.1) + LOST_IDS),

@@ -9,17 +9,20 @@ use super::layout::{
 };
 use super::open::corrupt;
 use super::{Handle, KEY_BYTES, index};
+use crate::event::EventId;
 use crate::record::Record;
 use crate::store::StoreError;
 use crate::topic::Topic;
 
-/// Everything that is committed, as the database says.
-pub fn recover(db: &Handle<'_>) -> Result<Directory, StoreError> {
+/// Everything that is committed, as the database says. Where the log was open before, `shown_after` is its floor as readers were told it:
+/// what lies above is found until they are told another one, also where the log's floor has risen.
+pub fn recover(db: &Handle<'_>, shown_after: Option<EventId>) -> Result<Directory, StoreError> {
     let mut directory = Directory::default();
     recover_meta(db, &mut directory)?;
     recover_topics(db, &mut directory)?;
     let sealed = recover_sealed(db, &mut directory)?;
-    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1))?;
+    let shown_after = shown_after.map_or(directory.log_floor, |id| id.min(directory.log_floor));
+    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1), shown_after)?;
     Ok(directory)
 }
 
@@ -118,11 +121,16 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
 }
 
 /// Reads what is not sealed, builds its index again, and checks that nothing lies past the tail.
-fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber) -> Result<(), StoreError> {
+fn recover_open(
+    db: &Handle<'_>,
+    directory: &mut Directory,
+    from: SegmentNumber,
+    shown_after: EventId,
+) -> Result<(), StoreError> {
     let (tail, last_time) = (directory.tail, directory.last_time);
     let mut newest = 0;
     let mut records = db.raw_iterator_cf(db.cf(LOG));
-    records.seek(log_key(first_id(from).max(directory.log_floor + 1)));
+    records.seek(log_key(first_id(from).max(shown_after + 1)));
     while let Some((key, value)) = records.item() {
         let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
         if id > tail {
