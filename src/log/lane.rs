@@ -125,8 +125,8 @@ impl Lane {
             }
         }
         self.shared.returns.lock().answered = waiting;
-        // Also many: to let the writer's thread commit, and to read and answer meanwhile, was measured to win a tenth with 64 publishers, for
-        // a quarter more of the processors' time for each publish.
+        // Also many: to let the writer's thread commit, and to read and answer meanwhile, was measured to win a tenth with 64 publishers at the
+        // best, for a quarter more of the processors' time for each publish.
     }
 
     /// Stays awake for those who were `answered` then, where that seems worth it; `false` when another thread wants the core.

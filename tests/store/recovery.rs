@@ -296,9 +296,13 @@ fn a_floor_that_nobody_was_told_of_hides_nothing_after_reopening_either() {
     assert_eq!(store.topics("t", None, 1).unwrap()[0].events, 4);
     assert_eq!(store.earliest(), 7);
     store.raise_floors(&[log_trim(11)]).unwrap();
-    store.reopen().unwrap();
-    assert_eq!(ids(&store, &["t"]), (7..=10).collect::<Vec<_>>());
-    assert!(store.earliest() <= 7, "nor when all of it is trimmed");
+    // Again, as where what was found could not be told at once; and background work in between takes none of it.
+    for _ in 0..2 {
+        store.reopen().unwrap();
+        store.tidy().unwrap();
+        assert_eq!(ids(&store, &["t"]), (7..=10).collect::<Vec<_>>(), "nor when all of it is trimmed");
+        assert_eq!(store.earliest(), 7);
+    }
     store.floors_published();
     store.settle().unwrap();
     assert_eq!(store.earliest(), 12);

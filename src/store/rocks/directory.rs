@@ -298,9 +298,15 @@ impl Directory {
         }
     }
 
-    /// Takes back as unpublished what was not published `before`: see `open_again`.
+    /// The log's floor is `floor`, and readers know it, and nothing below is counted: as a directory begins.
+    pub fn begin_above(&mut self, floor: EventId) {
+        (self.log_floor, self.log_published, self.log_settled) = (floor, floor, floor);
+        self.earliest = floor + 1;
+    }
+
+    /// Takes back as unpublished what of topics was not published `before`: see `open_again`.
     pub fn not_yet_published(&mut self, before: &Self) {
-        self.log_published = before.log_published.min(self.log_floor);
+        // Counting has passed over what these floors take.
         self.earliest = self.log_published + 1;
         for (number, row) in self.rows.iter_mut().zip(0..).filter_map(|(row, n)| Some((n, row.as_mut()?))) {
             row.published = before.row(number).map_or(0, |old| old.published).min(row.floor);
@@ -326,9 +332,9 @@ impl Directory {
     /// The smallest retained id, as of the floors that were published; one past the tail when nothing is retained.
     #[must_use]
     pub fn smallest_retained(&self) -> EventId {
-        // What is counted may have been taken up to floors that were not published yet, as after reopening.
-        let all_published = self.log_published == self.log_floor && self.raised.is_empty();
-        if self.live.events == 0 && all_published { self.tail + 1 } else { self.earliest.max(self.log_published + 1) }
+        // After reopening, what is counted leaves out what topics' floors take that were not published yet.
+        let is_empty = self.live.events == 0 && self.raised.is_empty();
+        if is_empty { self.tail + 1 } else { self.earliest.max(self.log_published + 1) }
     }
 
     /// How many topics are known, also those of which only a floor or a mark is left.

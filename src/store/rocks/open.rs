@@ -90,8 +90,8 @@ impl RocksStore {
         let mut db = self.db.write();
         *db = None;
         self.poisoned.store(true, Ordering::Release);
-        let shown_after = self.directory.read().log_published;
-        let opened = match Opened::open(&self.options, &self.floors, Some(shown_after)) {
+        let published = self.directory.read().log_published;
+        let opened = match Opened::open(&self.options, &self.floors, Some(published)) {
             Ok(opened) => opened,
             Err(error) => {
                 // The directory stays as it was: nobody reads beyond what it describes.
@@ -169,7 +169,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn open(options: &Options, floors: &Arc<Floors>, shown_after: Option<EventId>) -> Result<Self, StoreError> {
+    fn open(options: &Options, floors: &Arc<Floors>, published: Option<EventId>) -> Result<Self, StoreError> {
         let dir = options.dir.join("db");
         if dir.exists() {
             check_manifest(&dir)?;
@@ -185,7 +185,7 @@ impl Opened {
         let (directory, keys, name, mark, ids_noted) = {
             let db = Handle(holder.read());
             let name = identify(&db)?;
-            let mut directory = recover(&db, shown_after)?;
+            let mut directory = recover(&db, published)?;
             let (mark, reserved) = match found {
                 Some((mark, reserved)) => (Some(mark), reserved.unwrap_or(0)),
                 None => (None, directory.tail.max(directory.hole.1) + LOST_IDS),

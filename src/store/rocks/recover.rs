@@ -14,15 +14,17 @@ use crate::record::Record;
 use crate::store::StoreError;
 use crate::topic::Topic;
 
-/// Everything that is committed, as the database says. Where the log was open before, `shown_after` is its floor as readers were told it:
-/// what lies above is found until they are told another one, also where the log's floor has risen.
-pub fn recover(db: &Handle<'_>, shown_after: Option<EventId>) -> Result<Directory, StoreError> {
+/// Everything that is committed, as the database says. Where the log was open before, `published` is its floor as readers were told it: what
+/// lies above is found and counted until they are told of another one, also where the log's floor has risen.
+pub fn recover(db: &Handle<'_>, published: Option<EventId>) -> Result<Directory, StoreError> {
     let mut directory = Directory::default();
     recover_meta(db, &mut directory)?;
+    let log_floor = directory.log_floor;
+    directory.begin_above(published.map_or(log_floor, |id| id.min(log_floor)));
     recover_topics(db, &mut directory)?;
     let sealed = recover_sealed(db, &mut directory)?;
-    let shown_after = shown_after.map_or(directory.log_floor, |id| id.min(directory.log_floor));
-    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1), shown_after)?;
+    recover_open(db, &mut directory, sealed.map_or(0, |s| s + 1))?;
+    directory.log_floor = log_floor;
     Ok(directory)
 }
 
@@ -35,8 +37,6 @@ fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreE
     }
     if let Some(bytes) = get(meta::FLOOR)? {
         directory.log_floor = <[u8; 8]>::try_from(&bytes[..]).map(u64::from_be_bytes).map_err(|_| bad("floor"))?;
-        directory.log_settled = directory.log_floor;
-        directory.log_published = directory.log_floor;
     }
     if let Some(bytes) = get(meta::HOLE)? {
         directory.hole = read_pair(&bytes).ok_or_else(|| bad("hole"))?;
@@ -45,7 +45,6 @@ fn recover_meta(db: &Handle<'_>, directory: &mut Directory) -> Result<(), StoreE
         let next = <[u8; 4]>::try_from(&bytes[..]).map(u32::from_be_bytes).map_err(|_| bad("count of topics"))?;
         directory.reserve_topics(next);
     }
-    directory.earliest = directory.log_floor + 1;
     Ok(())
 }
 
@@ -121,16 +120,11 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
 }
 
 /// Reads what is not sealed, builds its index again, and checks that nothing lies past the tail.
-fn recover_open(
-    db: &Handle<'_>,
-    directory: &mut Directory,
-    from: SegmentNumber,
-    shown_after: EventId,
-) -> Result<(), StoreError> {
+fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber) -> Result<(), StoreError> {
     let (tail, last_time) = (directory.tail, directory.last_time);
     let mut newest = 0;
     let mut records = db.raw_iterator_cf(db.cf(LOG));
-    records.seek(log_key(first_id(from).max(shown_after + 1)));
+    records.seek(log_key(first_id(from).max(directory.log_floor + 1)));
     while let Some((key, value)) = records.item() {
         let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
         if id > tail {
