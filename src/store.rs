@@ -36,7 +36,7 @@ pub struct Limits {
     pub max_events: u64,
     /// Milliseconds.
     pub max_age: Millis,
-    /// As stored, before compression: each record with its key and its topic's number.
+    /// Before compression, and as each lies by itself: its record with its key and its topic's number. What shares a pack takes less.
     pub max_bytes: u64,
     /// A topic's events up to the id at which its snapshot is true are let go. It says nothing of the whole log.
     pub trim_to_snapshot: bool,

@@ -8,17 +8,23 @@
 #![allow(clippy::cast_precision_loss)]
 
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, WaitForCompactOptions, WriteBatch,
+    WriteOptions,
+};
 use tempfile::TempDir;
-use tidelog::event::{Event, EventId};
+use tidelog::event::{Event, EventId, EventRef};
 use tidelog::record::Record;
 use tidelog::store::rocks::{Options, RocksStore};
-use tidelog::store::{Durability, Store};
+use tidelog::store::{Durability, Scan, Store};
 use tidelog::topic::{Filter, Pattern, Topic};
+
+/// Events that are copied in one write.
+const COPIED_AT_ONCE: usize = 500;
 
 /// A directory on the disk that `TMPDIR` names; gone when dropped.
 pub fn dir() -> TempDir {
@@ -216,17 +222,49 @@ fn iterate(db: &DB) -> (u64, u64) {
     (count, bytes)
 }
 
-/// The records of a log that no server has open, read by RocksDB alone.
+/// The events of a log in a bare RocksDB, each as a record under its id: what iterating over them costs without anything of ours, neither
+/// how the log lays them out.
 pub struct Iterated {
     db: DB,
+    dir: TempDir,
 }
 
 impl Iterated {
-    /// Opens the database of a log, to read only.
-    pub fn open(db: &Path) -> Self {
-        let (options, log) = options(db);
-        let db = DB::open_cf_descriptors_read_only(&options, db, [log], false).expect("the log that a server left");
-        Self { db }
+    /// Copies the events of the log in `data`, which no server has open, to the disk that `parent` is on; opened anew when RocksDB has
+    /// nothing more to merge.
+    pub fn copy_of(data: &Path, parent: &Path) -> Self {
+        let mut bare = Bare::within(parent);
+        bare.sync.set_sync(false);
+        let log = RocksStore::open(Options::new(data)).expect("the log that a server left");
+        let (all, tail) = (Filter::all(), log.tail());
+        let mut after = 0;
+        while after < tail {
+            let mut values = Vec::new();
+            let scan = Scan { filter: &all, after, upto: tail };
+            after = log
+                .scan(scan, &mut |event| {
+                    let mut value = Vec::new();
+                    let &EventRef { event, key, time, data, .. } = event;
+                    Record { topic: 1, time, event, key, data }.encode(&mut value);
+                    values.push(value);
+                    if values.len() < COPIED_AT_ONCE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })
+                .expect("a read");
+            bare.write(&values);
+        }
+        let mut merged = WaitForCompactOptions::default();
+        merged.set_flush(true);
+        bare.db.wait_for_compact(&merged).expect("what is written is merged");
+        let Bare { db, dir, .. } = bare;
+        drop(db);
+        let (options, log) = options(dir.path());
+        let db = DB::open_cf_descriptors_read_only(&options, dir.path(), [log], false).expect("what was just written");
+        Self { db, dir }
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Reads every record in order; gives how many there were, and their bytes.

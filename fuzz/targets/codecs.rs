@@ -6,7 +6,7 @@ use std::fs;
 
 use tempfile::TempDir;
 use tidelog::event::{Digest, EVENT_ID_MAX};
-use tidelog::record::Record;
+use tidelog::record::{Malformed, Packer, Record, Records};
 use tidelog::store::mark::Mark;
 use tidelog::store::rocks::layout::{
     Marks, Share, Summary, TopicRow, decode_postings, decode_remembered, decode_snapshot, encode_postings,
@@ -34,12 +34,23 @@ pub fn run(data: &[u8]) {
 }
 
 fn any_record(bytes: &[u8]) {
-    let head = Record::head(bytes);
-    let Ok(record) = Record::decode(bytes) else { return };
-    assert_eq!(head, Ok((record.topic, record.time)));
-    let mut again = Vec::new();
-    record.encode(&mut again);
-    assert_eq!(again, bytes);
+    let Ok(records) = Records::of(bytes) else { return };
+    let Ok(all) = records.clone().map(|entry| entry?.record()).collect::<Result<Vec<_>, Malformed>>() else { return };
+    assert!(
+        all.len() as u64 == records.left()
+            && all.iter().all(|r| (r.topic, r.time) == (records.topic(), records.time()))
+    );
+    if let [record] = all[..] {
+        assert_eq!(Record::decode(bytes), Ok(record));
+        let mut again = Vec::new();
+        record.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
+    let mut packer = Packer::default();
+    // Larger ones than are made are read.
+    if all.iter().all(|record| packer.push(record)) {
+        assert_eq!(packer.take(), bytes);
+    }
 }
 
 fn any_row(source: &mut Source<'_>) {
@@ -113,6 +124,17 @@ fn a_record(source: &mut Source<'_>) {
     // None of its beginnings passes for a record with the same names.
     for len in 0..bytes.len() - data.len() {
         assert!(Record::decode(&bytes[..len]).is_err(), "{len} of {bytes:?}");
+    }
+    // The same and its beginnings, one behind the other.
+    let ends = data.char_indices().map(|(at, _)| at).rev();
+    let records: Vec<_> = ends.map(|end| Record { data: &data[..end], ..record }).collect();
+    let mut packer = Packer::default();
+    let packed = records.iter().take_while(|record| packer.push(record)).count();
+    if packed > 0 {
+        let pack = packer.take();
+        let entries = Records::of(pack).expect("it was packed");
+        let unpacked: Result<Vec<_>, _> = entries.map(|entry| entry?.record()).collect();
+        assert_eq!(unpacked.as_deref(), Ok(&records[..packed]));
     }
 }
 

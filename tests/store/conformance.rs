@@ -52,6 +52,10 @@ struct Draft {
     kind: u8,
     key: u8,
     bytes: usize,
+    /// So many times, one behind the other.
+    times: u8,
+    /// The next one is so much later.
+    later: Millis,
 }
 
 #[derive(Debug, Clone)]
@@ -97,8 +101,12 @@ fn limits() -> impl Strategy<Value = Limits> {
 fn op() -> impl Strategy<Value = Op> {
     let topic = || 0..TOPICS.len() as u8;
     let bytes = prop_oneof![3 => Just(0usize), 10 => 1..40usize, 1 => Just(70_000usize)];
-    let draft =
-        (topic(), 0..3u8, 0..3u8, bytes).prop_map(|(topic, kind, key, bytes)| Draft { topic, kind, key, bytes });
+    let times = prop_oneof![3 => Just(1u8), 2 => 2..9u8, 1 => Just(70u8)];
+    let later = prop_oneof![4 => Just(0), 1 => 1..40u64];
+    let draft = (topic(), 0..3u8, 0..3u8, bytes, times, later).prop_map(|(topic, kind, key, bytes, times, later)| {
+        // What is large comes once.
+        Draft { topic, kind, key, bytes, times: if bytes > 1000 { 1 } else { times }, later }
+    });
     let skip = prop_oneof![5 => Just(0), 2 => 0..50u64, 1 => 0..3 * SEGMENT];
     let trims = prop::collection::vec((prop::option::weighted(0.8, topic()), any::<Index>()), 1..5);
     prop_oneof![
@@ -145,7 +153,9 @@ impl Pair {
     fn append_remembered(&mut self, drafts: impl IntoIterator<Item = Draft>, key: Option<u8>) {
         let mut events: Vec<Event> = Vec::new();
         let closed: Vec<bool> = TOPICS.iter().map(|name| self.model.closed_at(name).is_some()).collect();
-        for draft in drafts.into_iter().filter(|draft| !closed[usize::from(draft.topic)]) {
+        let open = drafts.into_iter().filter(|draft| !closed[usize::from(draft.topic)]);
+        for (draft, is_last) in open.flat_map(|draft| (1..=draft.times).map(move |n| (draft.clone(), n == draft.times)))
+        {
             let new = NewEvent {
                 topic: topic(TOPICS[usize::from(draft.topic)]),
                 event: EventType::parse(TYPES[usize::from(draft.kind)]).unwrap(),
@@ -154,7 +164,7 @@ impl Pair {
             };
             events.push(Event::new(self.next, self.time, new));
             self.next += 1;
-            self.time += u64::from(draft.kind) * 10;
+            self.time += if is_last { draft.later } else { 0 };
         }
         let remembered = key.zip(events.get(1)).map(|(key, second)| Remembered {
             key: digest(key),
@@ -217,6 +227,8 @@ impl Pair {
                     kind: (n % 3) as u8,
                     key: 0,
                     bytes: 2,
+                    times: 1,
+                    later: if n.is_multiple_of(200) { 10 } else { 0 },
                 };
                 self.append((0..*n).map(draft));
             }
@@ -507,6 +519,8 @@ fn full_segments_are_sealed_trimmed_and_rewritten() {
                 kind: u8::from(n % 97 == 0),
                 key: 0,
                 bytes,
+                times: 1,
+                later: u64::from(n % 1000 == 0),
             }));
         }
     };

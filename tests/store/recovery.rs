@@ -251,6 +251,33 @@ fn another_format_is_named_as_such() {
     assert!(contents(dir.path()) == before);
 }
 
+/// Version 2 had no packs, and is otherwise the same.
+#[test]
+fn a_log_of_the_version_before_is_read_and_written_on() {
+    let format = |dir: &Path| {
+        let found = std::cell::Cell::new(0);
+        raw(dir, &FAMILIES, |db| {
+            let row = db.get_cf(db.cf_handle("meta").unwrap(), b"format").unwrap().unwrap();
+            found.set(u32::from_be_bytes(row.try_into().unwrap()));
+        });
+        found.get()
+    };
+    let dir = written(3);
+    let newest = format(dir.path());
+    for old in [0, 1, newest + 1] {
+        put(dir.path(), "meta", b"format", Some(&old.to_be_bytes()));
+        assert!(matches!(refused(dir.path()), StoreError::Version(_)), "{old}");
+    }
+    put(dir.path(), "meta", b"format", Some(&2u32.to_be_bytes()));
+    let store = open(dir.path(), Durability::Sync);
+    store.append(&[event(4, 9, "t", "in"), event(5, 9, "t", "a pack")]).unwrap();
+    assert_eq!(ids(&store, &["t"]), [1, 2, 3, 4, 5]);
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(format(dir.path()), newest, "an older program does not open it any more");
+    assert_eq!(ids(&open(dir.path(), Durability::Sync), &["t"]), [1, 2, 3, 4, 5]);
+}
+
 #[test]
 fn what_cannot_be_is_corruption() {
     let mut record = vec![1, 0, 0, 0, 0, 0];

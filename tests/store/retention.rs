@@ -30,7 +30,7 @@ fn policy(log: Limits, topics: &[(&str, Limits)]) -> Policy {
     Policy { log, topics }
 }
 
-/// Appends 1 KB events under the ids `first..first + n`, in the topic that `name` gives.
+/// Appends 1 KB events under the ids `first..first + n`, in the topic that `name` gives, a thousand at one time.
 fn fill(store: &dyn Store, first: EventId, n: u64, name: impl Fn(EventId) -> String) {
     // As little as possible to compress.
     let mut data: Vec<u8> = (0..950).map(|_| fastrand::u8(b' '..b'~')).collect();
@@ -39,7 +39,7 @@ fn fill(store: &dyn Store, first: EventId, n: u64, name: impl Fn(EventId) -> Str
         let batch: Vec<Event> = (at..(at + 1000).min(first + n))
             .map(|id| {
                 fastrand::shuffle(&mut data);
-                event(id, id, &name(id), String::from_utf8(data.clone()).unwrap())
+                event(id, at, &name(id), String::from_utf8(data.clone()).unwrap())
             })
             .collect();
         store.append(&batch).unwrap();
@@ -173,7 +173,7 @@ fn readers_never_miss_an_event_without_a_floor_that_says_so() {
             let data = "x".repeat(60);
             for first in (1..END).step_by(500) {
                 let batch: Vec<_> =
-                    (first..first + 500).map(|id| event(id, id, NAMES[at(id)], data.as_str())).collect();
+                    (first..first + 500).map(|id| event(id, first, NAMES[at(id)], data.as_str())).collect();
                 store.append(&batch).unwrap();
                 tail.store(first + 499, Ordering::Release);
                 let which = fastrand::usize(0..12);

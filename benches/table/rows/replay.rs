@@ -1,4 +1,4 @@
-//! Replay: everything from the beginning of a topic, beside RocksDB's own iteration over the same log.
+//! Replay: everything from the beginning of a topic, beside RocksDB's own iteration over the same events, each under a key.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::load::Load;
 use crate::machine;
 use crate::peers;
 use crate::run::{Measure, Run};
-use crate::servers::{Server, Who, temp_dir};
+use crate::servers::{Server, Who, scratch, temp_dir};
 
 /// As the load generator fills it, and as it names the one topic that it then fills.
 const PREFIX: &str = "replayed";
@@ -21,7 +21,7 @@ const FILLERS: &str = "64";
 
 const SIZE: &str = "256";
 
-/// Who replays: a server, or RocksDB over our server's files.
+/// Who replays: a server, or RocksDB by itself.
 #[derive(Clone, Copy, PartialEq)]
 enum Reader {
     Server(Who),
@@ -61,7 +61,9 @@ pub fn one(run: &mut Run) -> Result<(), String> {
     let events = run.scaled(1_000_000, 10_000);
     let ours = filled(run, Who::Tidelog, events)?;
     let theirs = if run.has(Who::Crate) { Some(filled(run, Who::Crate, events)?) } else { None };
-    let mut all = vec![(Reader::Server(Who::Tidelog), ours.path()), (Reader::RocksDb, ours.path())];
+    run.step("copying its events to a bare RocksDB");
+    let bare = common::Iterated::copy_of(&ours.path().join("data"), scratch());
+    let mut all = vec![(Reader::Server(Who::Tidelog), ours.path()), (Reader::RocksDb, bare.dir())];
     all.extend(theirs.as_ref().map(|dir| (Reader::Server(Who::Crate), dir.path())));
     let pairs = run.pairs(3);
     for pair in 0..pairs {
@@ -69,7 +71,7 @@ pub fn one(run: &mut Run) -> Result<(), String> {
             run.step(&format!("pair {} of {pairs}, {}", pair + 1, reader.name()));
             match reader {
                 Reader::Server(who) => served(run, who, dir, events),
-                Reader::RocksDb => iterated(run, dir, events),
+                Reader::RocksDb => iterated(run, &bare, events),
             }
         })?;
         for (at, what) in ["caches dropped", "warm"].into_iter().enumerate() {
@@ -116,13 +118,12 @@ fn replay(run: &mut Run, server: &Server, events: usize, connections: usize) -> 
     Ok(load)
 }
 
-/// RocksDB by itself, over the files that our server left.
-fn iterated(run: &mut Run, dir: &Path, events: usize) -> Result<Rates, String> {
-    let log = common::Iterated::open(&dir.join("data/db"));
-    drop_caches(run, dir)?;
+/// RocksDB by itself.
+fn iterated(run: &mut Run, bare: &common::Iterated, events: usize) -> Result<Rates, String> {
+    drop_caches(run, bare.dir())?;
     let rate = || {
         let begun = Instant::now();
-        let (count, _) = log.iterate();
+        let (count, _) = bare.iterate();
         let took = begun.elapsed().as_secs_f64();
         #[allow(clippy::cast_precision_loss)]
         if count == events as u64 {

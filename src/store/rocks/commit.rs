@@ -1,19 +1,20 @@
 //! Appending: one write batch carries the records, what they change in the state, what is to be remembered of them, and the new tail.
 //!
-//! What holds: what has no key and nothing to be remembered costs no look-up and no write beside its record's. Topics get their
-//! numbers, and become *keyed*, in the batch of the event that makes them so.
+//! What holds: what has no key and nothing to be remembered costs no look-up and no write beside its record's, and what follows one
+//! another on a topic at one time shares a write, as a pack. Topics get their numbers, and become *keyed*, in the batch of the event that
+//! makes them so.
 
 use std::collections::{HashMap, HashSet};
 
-use rocksdb::WriteBatch;
+use rocksdb::{ColumnFamily, WriteBatch};
 
 use super::directory::{Committed, Directory, Row};
 use super::layout::{
-    IDEMPOTENCY, LOG, META, STATE, TOPIC, TopicRow, encode_remembered, log_key, meta, pair, state_key,
+    IDEMPOTENCY, LOG, META, STATE, TOPIC, TopicRow, encode_remembered, log_key, meta, pair, segment_of, state_key,
 };
 use super::{Handle, KEY_BYTES, RocksStore};
-use crate::event::{Event, EventId, EventType, Key};
-use crate::record::{Record, TopicNumber};
+use crate::event::{Event, EventId, EventType, Key, Millis};
+use crate::record::{Packer, Record, TopicNumber};
 use crate::store::{Remembered, StoreError};
 use crate::topic::Topic;
 
@@ -29,9 +30,6 @@ struct Prepared<'a> {
 
 /// What a record takes in a write batch beside its data: tags, lengths and its key.
 const BATCH_ENTRY_BYTES: usize = 48;
-
-/// What lies before the record in a row of the state: its id.
-const ID_BYTES: usize = size_of::<EventId>();
 
 impl RocksStore {
     pub(super) fn commit_all(&self, events: &[Event], remembered: &[Remembered]) -> Result<(), StoreError> {
@@ -64,36 +62,43 @@ impl RocksStore {
     }
 
     fn prepare<'a>(&self, db: &Handle<'_>, events: &'a [Event], newest: &Event) -> Prepared<'a> {
-        let (log, topics, metas) = (db.cf(LOG), db.cf(TOPIC), db.cf(META));
+        let (topics, metas) = (db.cf(TOPIC), db.cf(META));
         let bytes = |e: &Event| (e.data.len() + BATCH_ENTRY_BYTES) << usize::from(e.key.is_some());
         let mut batch = WriteBatch::with_capacity_bytes(events.iter().map(bytes).sum());
         let mut committed = Vec::with_capacity(events.len());
         let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
         let mut keyed = HashSet::new();
-        let mut value = Vec::new();
+        let mut records = Records::new(db.cf(LOG));
+        let mut row = Vec::new();
         let directory = self.directory.read();
         let mut next = directory.next_topic();
+        let mut known: Option<(&Topic, TopicNumber)> = None;
         for event in events {
-            let topic = directory.number(event.topic.as_str()).unwrap_or_else(|| {
-                *created.entry(&event.topic).or_insert_with(|| {
-                    let number = next;
-                    next += 1;
-                    batch.put_cf(topics, event.topic.as_str(), TopicRow::new(number).encode());
-                    number
-                })
-            });
-            value.clear();
-            value.extend_from_slice(&event.id.to_be_bytes());
-            record_of(event, topic).encode(&mut value);
-            let record = &value[ID_BYTES..];
-            batch.put_cf(log, log_key(event.id), record);
+            let topic = match known {
+                Some((topic, number)) if *topic == event.topic => number,
+                _ => directory.number(event.topic.as_str()).unwrap_or_else(|| {
+                    *created.entry(&event.topic).or_insert_with(|| {
+                        let number = next;
+                        next += 1;
+                        batch.put_cf(topics, event.topic.as_str(), TopicRow::new(number).encode());
+                        number
+                    })
+                }),
+            };
+            known = Some((&event.topic, topic));
+            let record = record_of(event, topic);
+            records.put(&mut batch, event.id, &record);
             let bytes =
-                KEY_BYTES + u32::try_from(record.len()).expect("a record is smaller than a publish, which is bounded");
-            committed.push(Committed { id: event.id, topic, bytes, time: event.time });
+                u32::try_from(record.encoded_len()).expect("a record is smaller than a publish, which is bounded");
+            committed.push(Committed { id: event.id, topic, bytes: KEY_BYTES + bytes, time: event.time });
             if let Some(key) = &event.key {
-                keep(db, &directory, &mut batch, &mut keyed, (topic, event, key), &value);
+                row.clear();
+                row.extend_from_slice(&event.id.to_be_bytes());
+                record.encode(&mut row);
+                keep(db, &directory, &mut batch, &mut keyed, (topic, event, key), &row);
             }
         }
+        records.end(&mut batch);
         if !created.is_empty() {
             batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
         }
@@ -102,6 +107,44 @@ impl RocksStore {
         let mut created: Vec<_> = created.into_iter().collect();
         created.sort_unstable_by_key(|(_, number)| *number);
         Prepared { batch, created, keyed, committed }
+    }
+}
+
+/// Puts records into a batch, in packs where they can be.
+struct Records<'a> {
+    log: &'a ColumnFamily,
+    packer: Packer,
+    /// The newest that was put, its topic and its time.
+    newest: (EventId, TopicNumber, Millis),
+}
+
+impl<'a> Records<'a> {
+    fn new(log: &'a ColumnFamily) -> Self {
+        Self { log, packer: Packer::default(), newest: (0, 0, 0) }
+    }
+
+    fn put(&mut self, batch: &mut WriteBatch, id: EventId, record: &Record<'_>) {
+        let (before, topic, time) = self.newest;
+        // No pack lies in two segments: each is indexed, and goes, by itself.
+        let goes_on = id == before + 1
+            && (topic, time) == (record.topic, record.time)
+            && segment_of(id) == segment_of(before)
+            && self.packer.push(record);
+        if !goes_on {
+            self.end(batch);
+            if !self.packer.push(record) {
+                let mut value = Vec::with_capacity(record.encoded_len());
+                record.encode(&mut value);
+                batch.put_cf(self.log, log_key(id), value);
+            }
+        }
+        self.newest = (id, record.topic, record.time);
+    }
+
+    fn end(&mut self, batch: &mut WriteBatch) {
+        if !self.packer.is_empty() {
+            batch.put_cf(self.log, log_key(self.newest.0), self.packer.take());
+        }
     }
 }
 
@@ -144,8 +187,46 @@ fn record_of(event: &Event, topic: TopicNumber) -> Record<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::Options;
+    use super::super::layout::log_id;
     use super::*;
     use crate::store::Store as _;
+
+    /// The keys of the log, and how many events lie under each.
+    fn packs(events: &[Event]) -> Vec<(EventId, u64)> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(Options::new(dir.path())).unwrap();
+        store.append(events).unwrap();
+        let db = store.db().unwrap();
+        let rows = db.iterator_cf(db.cf(LOG), rocksdb::IteratorMode::Start);
+        let packs = rows.map(|row| {
+            let (key, value) = row.unwrap();
+            (log_id(&key).unwrap(), crate::record::Records::of(&value).unwrap().left())
+        });
+        packs.collect()
+    }
+
+    fn event(id: EventId, topic: &str, time: Millis, bytes: usize) -> Event {
+        let topic = Topic::parse(topic).unwrap();
+        Event { id, topic, event: None, key: None, time, data: "x".repeat(bytes) }
+    }
+
+    #[test]
+    fn what_follows_one_another_on_a_topic_at_one_time_is_packed() {
+        let of = |ids: std::ops::RangeInclusive<EventId>| ids.map(|id| event(id, "a", 7, 100)).collect::<Vec<_>>();
+        assert_eq!(packs(&of(1..=1)), [(1, 1)]);
+        assert_eq!(packs(&of(1..=5)), [(5, 5)]);
+        // A pack of 4 KiB, and what is left of them.
+        assert_eq!(packs(&of(1..=50)), [(39, 39), (50, 11)]);
+        let mut events = of(1..=10);
+        // Another topic, another time, a gap, one that is too large, and the end of a segment.
+        events[3].topic = Topic::parse("b").unwrap();
+        events[6..].iter_mut().for_each(|event| event.time = 8);
+        events.extend([event(12, "a", 8, 100), event(13, "a", 8, 5000), event(14, "a", 8, 100)]);
+        events.extend((65_533..65_539).map(|id| event(id, "a", 8, 0)));
+        let all = [(3, 3), (4, 1), (6, 2), (10, 4), (12, 1), (13, 1), (14, 1), (65_535, 3), (65_538, 3)];
+        assert_eq!(packs(&events), all);
+        assert_eq!(packs(&[event(1, "a", 7, 4096), event(2, "a", 7, 4096)]), [(1, 1), (2, 1)]);
+    }
 
     /// Segments are sealed on another thread than events are appended on. RocksDB refuses most of what is written after a failure by
     /// itself, but not where it takes the failure for one that passes.

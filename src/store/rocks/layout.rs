@@ -2,7 +2,7 @@
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
-//! | `log` | id u64 BE | a record |
+//! | `log` | id u64 BE | a record; or a pack of some, of which it is the last |
 //! | `state` | topic number u32 BE, the event's key | id u64, its record as in `log`: the newest of each topic and key |
 //! | `topic` | name | number u32, floor u64, flags u8, \[max_events u64, max_age u64, max_bytes u64\], \[closed at u64\], \[snapshot at u64\] |
 //! | `snapshot` | topic number u32 BE | the id at which it is true u64, length of the content type as varint, content type, body |
@@ -58,7 +58,10 @@ pub mod meta {
 pub const IDS_NEEDED: [u8; 1] = [1];
 
 /// The version of the layout that this program writes.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// Those that it reads. Of version 2 nothing has changed but that it had no packs.
+pub const FORMATS: std::ops::RangeInclusive<u32> = 2..=FORMAT_VERSION;
 
 /// A segment is a run of 65,536 ids: what the indexes are sealed by.
 pub type SegmentNumber = u32;

@@ -14,7 +14,7 @@ use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, Range, WriteBatch, WriteOptions};
 use super::ahead::{AHEAD_BYTES, Ahead};
 use super::directory::Directory;
 use super::ids::{find_mark, note_ids, skip_reserved};
-use super::layout::{FAMILIES, FORMAT_VERSION, LOG, META, log_key, meta};
+use super::layout::{FAMILIES, FORMAT_VERSION, FORMATS, LOG, META, log_key, meta};
 use super::manifest::{Manifest, ManifestError};
 use super::recover::recover;
 use super::remembered::Keys;
@@ -289,13 +289,21 @@ fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
             write_synced(db, batch)?;
             Ok(name.into())
         }
-        (Some(format), Some(name)) if *format == FORMAT_VERSION.to_be_bytes() => {
+        (Some(format), Some(name)) => {
+            let theirs = <[u8; 4]>::try_from(&*format).map_or(0, u32::from_be_bytes);
+            if !FORMATS.contains(&theirs) {
+                let (first, last) = (FORMATS.start(), FORMATS.end());
+                let what = format!("it has format {theirs}, this program knows {first} to {last}");
+                return Err(StoreError::Version(what.into()));
+            }
             let name = std::str::from_utf8(&name).map_err(|e| corrupt(&format!("its name is not text ({e})")))?;
+            if theirs != FORMAT_VERSION {
+                // Before anything is written that an older program would not understand.
+                let mut batch = WriteBatch::default();
+                batch.put_cf(metas, meta::FORMAT, FORMAT_VERSION.to_be_bytes());
+                write_synced(db, batch)?;
+            }
             Ok(name.into())
-        }
-        (Some(format), Some(_)) => {
-            let theirs = <[u8; 4]>::try_from(&*format).map(u32::from_be_bytes);
-            Err(StoreError::Version(format!("it has format {theirs:?}, this program knows {FORMAT_VERSION}").into()))
         }
         _ => Err(corrupt(&"it has a name without a format, or a format without a name")),
     }

@@ -6,7 +6,7 @@
 use std::hash::BuildHasherDefault;
 use std::ops::ControlFlow;
 
-use rocksdb::ReadOptions;
+use rocksdb::{DBRawIterator, ReadOptions};
 
 use super::index::{Plan, read_failed};
 use super::layout::{LOG, first_id, last_id, log_id, log_key};
@@ -16,7 +16,7 @@ use super::resolve::Topics;
 use super::search::{Search, Step};
 use super::{Handle, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
-use crate::record::Record;
+use crate::record::{Entry, PACK_EVENTS_MAX, PACK_VERSION, Record, Records, TopicNumber};
 use crate::store::{Back, SCAN_RECORDS_MAX, Scan, StoreError};
 use crate::topic::{Filter, Topic};
 
@@ -26,8 +26,8 @@ const COUNTED_MAX: usize = 1024;
 /// Up to so many ids before the end of what is read, blocks are kept in the cache: records of 256 B come to a quarter of its 64 MiB.
 const RECENT: EventId = 64 << 10;
 
-/// What is done with a record: go on, or stop.
-type Visit<'a> = dyn FnMut(EventId, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
+/// What is done with an event: go on, or stop.
+type Visit<'a> = dyn FnMut(EventId, Entry<'_>) -> Result<ControlFlow<()>, StoreError> + 'a;
 
 /// Topics that one read meets without making room for more of them.
 const SEEN: usize = 64;
@@ -42,40 +42,66 @@ struct Reader<'a> {
     topics: Topics,
     /// As readers were told it; so are the topics' floors.
     log_floor: EventId,
-    seen: ByNumber<Seen>,
+    seen: Vec<Seen>,
+    /// Where in `seen` a topic is.
+    places: ByNumber<usize>,
+    /// The topic of the event before, most often the next one's too, and its place.
+    before: Option<(TopicNumber, usize)>,
     /// How many records were of these topics.
     wanted: u64,
 }
 
 impl Reader<'_> {
     /// The event, when it matches and is not trimmed.
-    fn event<'b>(&'b mut self, id: EventId, value: &'b [u8]) -> Result<Option<EventRef<'b>>, StoreError> {
-        let unreadable = |e: &dyn std::fmt::Display| corrupt(&format!("event {id} cannot be read: {e}"));
-        let head = Record::head(value).map_err(|e| unreadable(&e))?;
-        let (topic, _) = head;
-        let store = self.store;
-        let seen = self.seen.entry(topic).or_insert_with(|| {
-            if !self.topics.contains(topic) {
-                return None;
-            }
-            // A forgotten topic has no name any more: all of its events lie below a floor.
-            store.directory.read().row(topic).map(|row| (row.topic.clone(), row.published))
-        });
-        let Some((name, floor)) = seen else { return Ok(None) };
+    fn event<'b>(&'b mut self, id: EventId, entry: Entry<'b>) -> Result<Option<EventRef<'b>>, StoreError> {
+        let place = match self.before {
+            Some((topic, place)) if topic == entry.topic => place,
+            _ => self.look_at(entry.topic),
+        };
+        let Some((name, floor)) = &self.seen[place] else { return Ok(None) };
         self.wanted += 1;
         if id <= (*floor).max(self.log_floor) {
             return Ok(None);
         }
-        let record = Record::behind(head, value).map_err(|e| unreadable(&e))?;
+        let record = entry.record().map_err(|e| unreadable(id, &e))?;
         if !self.filter.matches_type(record.event) {
             return Ok(None);
         }
         let Record { time, event, key, data, .. } = record;
         Ok(Some(EventRef { id, topic: name.as_str(), event, key, time, data }))
     }
+
+    /// Where `topic` is in `seen`.
+    fn look_at(&mut self, topic: TopicNumber) -> usize {
+        let Self { store, topics, seen, places, .. } = self;
+        let place = *places.entry(topic).or_insert_with(|| {
+            // A forgotten topic has no name any more: all of its events lie below a floor.
+            let known = || store.directory.read().row(topic).map(|row| (row.topic.clone(), row.published));
+            seen.push(if topics.contains(topic) { known() } else { None });
+            seen.len() - 1
+        });
+        self.before = Some((topic, place));
+        place
+    }
 }
 
-/// Looks at the records with `after < id <= upto` in order until `each` breaks.
+fn unreadable(id: EventId, cause: &dyn std::fmt::Display) -> StoreError {
+    corrupt(&format!("event {id} cannot be read: {cause}"))
+}
+
+/// The events that lie under one key of the log, each with its id, in order.
+pub(super) fn entries<'a>(
+    key: &[u8],
+    value: &'a [u8],
+) -> Result<impl Iterator<Item = Result<(EventId, Entry<'a>), StoreError>>, StoreError> {
+    let newest = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
+    let records = Records::of(value).map_err(|e| unreadable(newest, &e))?;
+    let before = newest.checked_sub(records.left()).ok_or_else(|| corrupt(&"a pack begins before the first event"))?;
+    let placed = (before + 1..=newest).zip(records);
+    Ok(placed.map(|(id, entry)| Ok((id, entry.map_err(|e| unreadable(id, &e))?))))
+}
+
+/// Looks at the events with `after < id <= upto` in order until `each` breaks.
 pub(super) fn records(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     records_with(ReadOptions::default(), db, after, upto, each)
 }
@@ -87,13 +113,19 @@ fn records_with(
     upto: EventId,
     each: &mut Visit<'_>,
 ) -> Result<(), StoreError> {
-    options.set_iterate_upper_bound(log_key(upto + 1));
+    // The last of them may lie in a pack with some behind it.
+    options.set_iterate_upper_bound(log_key(upto + PACK_EVENTS_MAX as u64));
     let mut it = db.raw_iterator_cf_opt(db.cf(LOG), options);
     it.seek(log_key(after + 1));
     while let Some((key, value)) = it.item() {
-        let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
-        if each(id, value)?.is_break() {
-            return Ok(());
+        for entry in entries(key, value)? {
+            let (id, entry) = entry?;
+            if id > upto || id > after && each(id, entry)?.is_break() {
+                return Ok(());
+            }
+            if id == upto {
+                return Ok(());
+            }
         }
         it.next();
     }
@@ -109,7 +141,9 @@ impl RocksStore {
             filter,
             topics,
             log_floor,
-            seen: ByNumber::with_capacity_and_hasher(SEEN, BuildHasherDefault::default()),
+            seen: Vec::with_capacity(SEEN),
+            places: ByNumber::with_capacity_and_hasher(SEEN, BuildHasherDefault::default()),
+            before: None,
             wanted: 0,
         }
     }
@@ -129,9 +163,9 @@ impl RocksStore {
             after = from;
             let wanted = reader.wanted;
             let mut stopped_at = None;
-            let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
+            let mut visit = |id: EventId, entry: Entry<'_>| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
-                let stop = match reader.event(id, value)? {
+                let stop = match reader.event(id, entry)? {
                     Some(event) => each(&event).is_break(),
                     None => false,
                 };
@@ -184,9 +218,9 @@ impl RocksStore {
             looked += 1;
             let plan = self.plan(db, &topics, segment, (after, last), &mut looked)?;
             let mut stopped_at = None;
-            let mut visit = |id: EventId, value: &[u8]| -> Result<ControlFlow<()>, StoreError> {
+            let mut visit = |id: EventId, entry: Entry<'_>| -> Result<ControlFlow<()>, StoreError> {
                 looked += 1;
-                left -= u64::from(reader.event(id, value)?.is_some());
+                left -= u64::from(reader.event(id, entry)?.is_some());
                 if left == 0 || looked >= SCAN_RECORDS_MAX {
                     stopped_at = Some(id - 1);
                     return Ok(ControlFlow::Break(()));
@@ -229,9 +263,8 @@ impl RocksStore {
         while low + 1 < high {
             let middle = low + (high - low) / 2;
             let mut newest_looked = None;
-            records(db, middle - 1, high - 1, &mut |id, value| {
-                let (_, at) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
-                newest_looked = Some((id, at));
+            records(db, middle - 1, high - 1, &mut |id, entry| {
+                newest_looked = Some((id, entry.time));
                 Ok(ControlFlow::Break(()))
             })?;
             match newest_looked {
@@ -243,26 +276,79 @@ impl RocksStore {
     }
 }
 
-/// Gets the records under `ids`, those that are still there, until `each` breaks.
+/// Gets the events with `ids`, those that are still there, until `each` breaks.
 fn seek(db: &Handle<'_>, ids: impl Iterator<Item = EventId>, each: &mut Visit<'_>) -> Result<(), StoreError> {
+    let mut packs = Packs { db, pack: None, it: None };
     for id in ids {
-        let value = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
-        if let Some(value) = value
-            && each(id, &value)?.is_break()
-        {
+        if packs.look(id, each)?.is_break() {
             break;
         }
     }
     Ok(())
 }
 
+/// Finds events one by one, and what lies in one pack in one look-up.
+struct Packs<'a> {
+    db: &'a Handle<'a>,
+    /// The last pack in which one was found, and its key.
+    pack: Option<(EventId, Vec<u8>)>,
+    it: Option<DBRawIterator<'a>>,
+}
+
+impl Packs<'_> {
+    fn look(&mut self, id: EventId, each: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let Self { db, pack, it } = self;
+        if let Some((newest, pack)) = pack
+            && let Some(entry) = entry_of(id, *newest, pack)?
+        {
+            return each(id, entry);
+        }
+        // Most rare events lie alone, and a look-up costs less than an iterator, which asks each of the tables that have not been merged.
+        let alone = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
+        if let Some(value) = alone {
+            let Some(entry) = entry_of(id, id, &value)? else { return Ok(ControlFlow::Continue(())) };
+            if value.first() == Some(&PACK_VERSION) {
+                *pack = Some((id, value.to_vec()));
+            }
+            return each(id, entry);
+        }
+        let it = it.get_or_insert_with(|| db.raw_iterator_cf(db.cf(LOG)));
+        it.seek(log_key(id));
+        let Some((key, value)) = it.item() else {
+            it.status().map_err(|e| read_failed(&e))?;
+            return Ok(ControlFlow::Continue(()));
+        };
+        let newest = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
+        let Some(entry) = entry_of(id, newest, value)? else { return Ok(ControlFlow::Continue(())) };
+        let found = each(id, entry)?;
+        *pack = Some((newest, value.to_vec()));
+        Ok(found)
+    }
+}
+
+/// The event `id`, if it lies in this record or pack, of which the newest is `newest`.
+fn entry_of(id: EventId, newest: EventId, value: &[u8]) -> Result<Option<Entry<'_>>, StoreError> {
+    let mut records = Records::of(value).map_err(|e| unreadable(newest, &e))?;
+    let Some(behind) = newest.checked_sub(id) else { return Ok(None) };
+    let Some(before) = records.left().checked_sub(behind + 1) else { return Ok(None) };
+    let entry = usize::try_from(before).ok().and_then(|before| records.nth(before)).transpose();
+    entry.map_err(|e| unreadable(id, &e))
+}
+
 fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {
     let mut it = db.raw_iterator_cf(db.cf(LOG));
-    it.seek_for_prev(log_key(upto));
+    // What lies there may be a pack with some before it.
+    it.seek(log_key(upto));
+    if !it.valid() {
+        it.status().map_err(|e| read_failed(&e))?;
+        it.seek_to_last();
+    }
     while let Some((key, value)) = it.item() {
-        let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
-        if id <= after || each(id, value)?.is_break() {
-            return Ok(());
+        let all: Vec<_> = entries(key, value)?.collect::<Result<_, _>>()?;
+        for (id, entry) in all.into_iter().rev() {
+            if id <= after || id <= upto && each(id, entry)?.is_break() {
+                return Ok(());
+            }
         }
         it.prev();
     }

@@ -4,13 +4,13 @@
 
 use super::directory::{Amount, Committed, Directory, Row, Segment};
 use super::layout::{
-    LOG, META, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id, log_id, log_key, meta, read_pair,
+    LOG, META, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, first_id, last_id, log_key, meta, read_pair,
     segment_of,
 };
 use super::open::corrupt;
+use super::read::entries;
 use super::{Handle, KEY_BYTES, index};
 use crate::event::EventId;
-use crate::record::Record;
 use crate::store::StoreError;
 use crate::topic::Topic;
 
@@ -126,17 +126,23 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
     let mut records = db.raw_iterator_cf(db.cf(LOG));
     records.seek(log_key(first_id(from).max(directory.log_floor + 1)));
     while let Some((key, value)) = records.item() {
-        let id = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
-        if id > tail {
-            return Err(corrupt(&format!("event {id} lies past the tail {tail}")));
+        for entry in entries(key, value)? {
+            let (id, entry) = entry?;
+            // Part of a pack may be trimmed.
+            if id <= directory.log_floor {
+                continue;
+            }
+            if id > tail {
+                return Err(corrupt(&format!("event {id} lies past the tail {tail}")));
+            }
+            let topic = entry.topic;
+            if directory.row(topic).is_none() {
+                return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
+            }
+            let bytes = u32::try_from(entry.encoded_len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
+            directory.committed([Committed { id, topic, bytes: KEY_BYTES + bytes, time: entry.time }]);
+            newest = id;
         }
-        let (topic, time) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
-        if directory.row(topic).is_none() {
-            return Err(corrupt(&format!("event {id} belongs to topic number {topic}, which is not known")));
-        }
-        let bytes = KEY_BYTES + u32::try_from(value.len()).map_err(|_| corrupt(&format!("event {id} is too large")))?;
-        directory.committed([Committed { id, topic, bytes, time }]);
-        newest = id;
         records.next();
     }
     records.status().map_err(|e| index::read_failed(&e))?;

@@ -13,7 +13,7 @@ use super::Options;
 use super::layout::{self, IDEMPOTENCY, LOG, META, POSTINGS, SEGMENT, SNAPSHOT, STATE, TOPIC, last_id, log_id};
 use super::open::corrupt;
 use crate::event::EventId;
-use crate::record::{Record, TopicNumber};
+use crate::record::{Records, TopicNumber};
 use crate::store::StoreError;
 
 /// The floors, as the compaction filters see them: what lies at or below them may go.
@@ -53,10 +53,10 @@ impl Floors {
             || self.topics.read().get(topic as usize).is_some_and(|&floor| id <= floor)
     }
 
-    /// Whether a record of the log is trimmed. What cannot be read is kept: it is for a reader to report.
-    fn drops_record(&self, key: &[u8], value: &[u8]) -> bool {
-        match (log_id(key), Record::head(value)) {
-            (Some(id), Ok((topic, _))) => self.below(topic, id),
+    /// Whether a record of the log is trimmed, or all of a pack. What cannot be read is kept: it is for a reader to report.
+    fn drops_records(&self, key: &[u8], value: &[u8]) -> bool {
+        match (log_id(key), Records::of(value)) {
+            (Some(newest), Ok(records)) => self.below(records.topic(), newest),
             _ => false,
         }
     }
@@ -117,7 +117,7 @@ fn settings(options: &Options, floors: &Arc<Floors>) -> Result<Settings, StoreEr
         // Sequential reads gain from large blocks; a point read of a rare topic's event pays some microseconds for them.
         cf.set_block_based_table_factory(&table(&cache, 16 << 10));
         cf.set_level_zero_file_num_compaction_trigger(2);
-        cf.set_compaction_filter("trimmed records", move |_, key, value| decide(floors.drops_record(key, value)));
+        cf.set_compaction_filter("trimmed records", move |_, key, value| decide(floors.drops_records(key, value)));
         cf
     };
     let postings = {

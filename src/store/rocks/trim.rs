@@ -11,11 +11,10 @@ use rocksdb::WriteBatch;
 use super::directory::{Amount, Directory};
 use super::index::sealed_postings;
 use super::layout::{META, SegmentNumber, TOPIC, TopicRow, first_id, last_id, meta, segment_of};
-use super::open::corrupt;
 use super::read::records;
 use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::EventId;
-use crate::record::{Record, TopicNumber};
+use crate::record::TopicNumber;
 use crate::store::{Scan, StoreError, Trim};
 use crate::topic::{Filter, Topic};
 
@@ -166,15 +165,15 @@ impl RocksStore {
         }
         let (after, upto) = (from.max(first_id(segment).saturating_sub(1)), to.min(last_id(segment)));
         let mut settled: HashMap<TopicNumber, EventId> = HashMap::new();
-        records(db, after, upto, &mut |id, value| {
-            let (topic, _) = Record::head(value).map_err(|e| corrupt(&format!("event {id} cannot be read: {e}")))?;
+        records(db, after, upto, &mut |id, entry| {
+            let topic = entry.topic;
             let settled = *settled
                 .entry(topic)
                 .or_insert_with(|| self.directory.read().row(topic).map_or(EventId::MAX, |row| row.settled));
             if id > settled {
                 gone.entry(topic)
                     .or_default()
-                    .add(Amount { events: 1, bytes: u64::from(KEY_BYTES) + value.len() as u64 });
+                    .add(Amount { events: 1, bytes: u64::from(KEY_BYTES) + entry.encoded_len() as u64 });
             }
             Ok(ControlFlow::Continue(()))
         })?;

@@ -53,7 +53,14 @@ fn step(pair: &mut Pair, durability: Durability, unsynced: &mut Unsynced, op: &O
     let options = |dir: &TempDir| Options { durability, ..options(dir) };
     match op {
         Op::Append(t, n) => {
-            let draft = |n: u8| Draft { topic: *t, kind: n % 3, key: n % 3, bytes: usize::from(n) * 40 };
+            let draft = |n: u8| Draft {
+                topic: *t,
+                kind: n % 3,
+                key: n % 3,
+                bytes: usize::from(n) * 40,
+                times: 1,
+                later: u64::from(n % 2),
+            };
             pair.append_remembered((0..*n).map(draft), Some(*n % 9));
             unsynced.commits.push(pair.model.tail());
         }

@@ -12,6 +12,9 @@ pub fn digest(n: u64) -> Digest {
     Digest(bytes)
 }
 
+/// How many events a batch has.
+pub const EACH: u64 = 6;
+
 /// Some of everything from `first` on, and a batch a time; gives the id after the last.
 pub fn publish(store: &dyn Store, first: EventId, batches: u64) -> EventId {
     let mut id = first;
@@ -20,17 +23,23 @@ pub fn publish(store: &dyn Store, first: EventId, batches: u64) -> EventId {
         let data = |id: u64| {
             if id % 11 == 5 { String::new() } else { format!("event {id} {}", "some data ".repeat(id as usize % 5)) }
         };
-        let key = format!("k{}", (id * 7) % 13);
+        let key = |id: u64| format!("k{}", (id * 7) % 13);
+        let name = format!("t.{}", n % 4);
+        // The first and the last three of them in a pack.
         let events = [
-            keyed(id, &format!("t.{}", n % 4), &key, data(id)),
-            event(id + 1, id, "plain", data(id + 1)),
+            keyed(id, &name, &key(id), data(id)),
+            keyed(id + 1, &name, &key(id + 1), data(id + 1)),
             keyed(id + 2, "t.gone", "x", data(id + 2)),
+            event(id + 3, id, "plain", data(id + 3)),
+            event(id + 4, id, "plain", data(id + 4)),
+            event(id + 5, id, "plain", data(id + 5)),
         ];
         // Times never go back within the batch either.
         let events = events.map(|e| Event { time: id, ..e });
-        let remembered = Remembered { key: digest(id), request: digest(id + 1), first: id, last: id + 2, time: id };
+        let last = id + EACH - 1;
+        let remembered = Remembered { key: digest(id), request: digest(id + 1), first: id, last, time: id };
         store.commit(&events, &[remembered]).unwrap();
-        id += 3;
+        id += EACH;
     }
     id
 }
@@ -132,7 +141,7 @@ pub fn full() -> &'static Full {
         let next = publish(&store, next.next_multiple_of(SEGMENT) + 5, 30);
         let next = publish(&store, next.next_multiple_of(SEGMENT) + 9, 10);
         store.tidy().unwrap();
-        trim(&store, &[topic_trim("plain", first + 4), log_trim(20)]);
+        trim(&store, &[topic_trim("plain", first + EACH + 4), log_trim(23)]);
         store.set_retention(&topic("t.2"), Some(Limits { max_events: 1000, ..Limits::default() })).unwrap();
         store.set_retention(&topic("only"), Some(Limits { max_age: 1000, ..Limits::default() })).unwrap();
         store.close().unwrap();
@@ -142,7 +151,7 @@ pub fn full() -> &'static Full {
             .put_snapshot(&topic("t.2"), &Snapshot { at: next - 2, content_type: "x".into(), body: "b".repeat(100) })
             .unwrap();
         let last = publish(&store, next, 12);
-        let remembered: Vec<EventId> = (next..last).step_by(3).chain([1, 4]).collect();
+        let remembered: Vec<EventId> = (next..last).step_by(EACH as usize).chain([1, 1 + EACH]).collect();
         let seen = see(&store, &remembered).unwrap();
         assert!(
             seen.events.len() > 250 && seen.state.1.len() > 20 && seen.snapshots.iter().flatten().count() == 2,

@@ -27,7 +27,7 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
         assert!(!rows.is_empty(), "{family} has no rows");
         // Those of the log that lie below its floor may be anything that can be read.
         if ["log", "idempotency"].contains(&family) {
-            rows.retain(|(key, _)| key[..] > 20u64.to_be_bytes()[..]);
+            rows.retain(|(key, _)| key[..] > 23u64.to_be_bytes()[..]);
         }
         let some = [0, rows.len() / 2, rows.len() - 1];
         for (key, value) in some.into_iter().map(|n| rows[n].clone()) {
@@ -58,6 +58,29 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
         ("is longer", "log", in_sealed.0.clone(), Some([&in_sealed.1[..], b"!"].concat())),
         ("lies where none was", "log", (id(&in_sealed.0) + 20_000).to_be_bytes().to_vec(), Some(in_sealed.1.clone())),
     ]);
+    // Of the last packs one is in a sealed segment, one is not: there is no index yet to tell what lay there. Each has three events.
+    let packs = log.iter().filter(|(_, value)| value[..2] == [2, 3]);
+    let (sealed, open): (Vec<_>, Vec<_>) = packs.partition(|(key, _)| id(key) < 3 * SEGMENT);
+    for ((key, value), is_sealed) in [(sealed.last().unwrap(), true), (open.last().unwrap(), false)] {
+        let first_len = 2 + usize::from(u16::from_be_bytes([value[14], value[15]]));
+        let (first, others) = value[14..].split_at(first_len);
+        let pack = |count: u8, events: &[&[u8]]| Some([&[2, count], &value[2..14], &events.concat()].concat());
+        let boundary = (3 * SEGMENT).to_be_bytes().to_vec();
+        changes.extend([
+            ("begins among those before", "log", key.clone(), pack(4, &[first, first, others])),
+            ("counts too many", "log", key.clone(), pack(4, &[first, others])),
+            ("counts too few", "log", key.clone(), pack(2, &[first, others])),
+            ("lies in two segments", "log", boundary, Some(value.clone())),
+        ]);
+        if is_sealed {
+            changes.extend([
+                ("has lost its first event", "log", key.clone(), pack(2, &[others])),
+                ("has events in another order", "log", key.clone(), pack(3, &[others, first])),
+                ("is alone", "log", key.clone(), Some([&[1, first[2]], &value[2..14], &first[3..]].concat())),
+                ("is missing", "log", key.clone(), None),
+            ]);
+        }
+    }
     for (key, value) in rows("state").into_iter().step_by(5) {
         let older = id(&value[..8]) - 1;
         changes.push(("is missing", "state", key.clone(), None));
@@ -123,7 +146,7 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
     ));
     changes.push(("speaks of too many events", "idempotency", key.clone(), with(&value, value.len() - 1, &[9])));
     let first = rows("idempotency").into_iter().rev().nth(4).unwrap();
-    changes.push(("speaks of another's events", "idempotency", first.0, with(&first.1, first.1.len() - 1, &[4])));
+    changes.push(("speaks of another's events", "idempotency", first.0, with(&first.1, first.1.len() - 1, &[9])));
     changes.push(("has another time", "idempotency", key, with(&value, 33, &1u64.to_be_bytes())));
     let within = [in_sealed.0.clone(), (id(&in_sealed.0) + 1).to_be_bytes().to_vec()].concat();
     changes.push(("is where events are", "meta", b"hole".to_vec(), Some(within)));

@@ -22,18 +22,28 @@ fn topic_of(id: EventId) -> String {
     }
 }
 
+/// The topics of a log in which so many events one behind the other are of one.
+#[derive(Clone, Copy)]
+struct Runs(EventId);
+
+impl Runs {
+    fn topic_of(self, id: EventId) -> String {
+        topic_of(id - id % self.0)
+    }
+}
+
 fn options(dir: &tempfile::TempDir) -> Options {
     Options { durability: Durability::Os, ..Options::new(dir.path()) }
 }
 
-fn filled(dir: &tempfile::TempDir) -> RocksStore {
+fn filled(dir: &tempfile::TempDir, runs: Runs) -> RocksStore {
     let store = RocksStore::open(options(dir)).unwrap();
     let event = |id| Event {
         id,
-        topic: Topic::parse(&topic_of(id)).unwrap(),
+        topic: Topic::parse(&runs.topic_of(id)).unwrap(),
         event: None,
         key: None,
-        time: id,
+        time: id / 5_000,
         data: id.to_string(),
     };
     let all: Vec<Event> = (1..=EVENTS).map(event).collect();
@@ -41,14 +51,14 @@ fn filled(dir: &tempfile::TempDir) -> RocksStore {
     store
 }
 
-fn check(store: &RocksStore) {
+fn check(store: &RocksStore, runs: Runs) {
     let mut random = fastrand::Rng::with_seed(1);
     let patterns = ["busy", "rare", "places", "old.7", "old.*", "few.*", "few.3", "many.*", "many.5", "**", "none"];
     let filters = patterns.map(|p| vec![p]).into_iter().chain([vec!["rare", "places"], vec!["old.1", "busy"]]);
     for patterns in filters {
         let parsed = patterns.iter().map(|p| Pattern::parse(p).unwrap()).collect();
         let filter = Filter::new(parsed, Vec::new());
-        let matching: Vec<EventId> = (1..=EVENTS).filter(|&id| filter.matches_topic(&topic_of(id))).collect();
+        let matching: Vec<EventId> = (1..=EVENTS).filter(|&id| filter.matches_topic(&runs.topic_of(id))).collect();
         for _ in 0..30 {
             let after = random.u64(0..EVENTS);
             let upto = if random.bool() { EVENTS } else { random.u64(after..=EVENTS) };
@@ -61,7 +71,7 @@ fn check(store: &RocksStore) {
                 let mut taken = 0;
                 let came = store
                     .scan(Scan { filter: &filter, after: cursor, upto }, &mut |event| {
-                        assert_eq!((event.topic, event.data), (&*topic_of(event.id), &*event.id.to_string()));
+                        assert_eq!((event.topic, event.data), (&*runs.topic_of(event.id), &*event.id.to_string()));
                         found.push(event.id);
                         taken += 1;
                         if taken == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -86,7 +96,7 @@ fn check(store: &RocksStore) {
 #[test]
 fn looking_far_back_is_done_in_steps() {
     let dir = tempfile::tempdir().unwrap();
-    let store = filled(&dir);
+    let store = filled(&dir, Runs(1));
     store.tidy().unwrap();
     let nobody_has = EventType::parse("unheard").unwrap();
     for (filter, n, most) in [
@@ -116,13 +126,107 @@ fn looking_far_back_is_done_in_steps() {
 
 #[test]
 fn every_way_finds_what_looking_at_all_of_it_finds() {
+    for runs in [Runs(1), Runs(7)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = filled(&dir, runs);
+        check(&store, runs);
+        store.tidy().unwrap();
+        assert_eq!(store.directory.read().open.len(), 1, "all but the newest segment are sealed");
+        check(&store, runs);
+        store.close().unwrap();
+        drop(store);
+        check(&RocksStore::open(options(&dir)).unwrap(), runs);
+    }
+}
+
+/// Every id of a log in which packs lie beside records, gaps and what was trimmed: by itself, from both sides, and by time.
+#[test]
+fn every_event_of_a_pack_is_found_by_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let store = filled(&dir);
-    check(&store);
-    store.tidy().unwrap();
-    assert_eq!(store.directory.read().open.len(), 1, "all but the newest segment are sealed");
-    check(&store);
-    store.close().unwrap();
-    drop(store);
-    check(&RocksStore::open(options(&dir)).unwrap());
+    let store = RocksStore::open(options(&dir)).unwrap();
+    let topic = |name| Topic::parse(name).unwrap();
+    let event = |id, time, name| Event { id, topic: topic(name), event: None, key: None, time, data: id.to_string() };
+    let batch = |ids: std::ops::RangeInclusive<EventId>, time, name| {
+        store.append(&ids.map(|id| event(id, time, name)).collect::<Vec<_>>()).unwrap();
+    };
+    batch(1..=1, 1, "a");
+    batch(2..=100, 2, "a");
+    batch(110..=120, 3, "b");
+    batch(121..=125, 4, "a");
+    batch(130..=130, 4, "a");
+    let there: Vec<EventId> = (1..=100).chain(110..=125).chain([130]).collect();
+    let check = |floor: EventId, trimmed: std::ops::RangeInclusive<EventId>| {
+        let db = store.db().unwrap();
+        let there: Vec<_> = there.iter().copied().filter(|id| *id > floor && !trimmed.contains(id)).collect();
+        let all = Filter::all();
+        let tail = store.tail();
+        for after in 0..=tail {
+            for upto in after..=tail {
+                let mut found = Vec::new();
+                let scan = Scan { filter: &all, after, upto };
+                let came = store.scan(scan, &mut |event| {
+                    assert_eq!(event.data, event.id.to_string());
+                    found.push(event.id);
+                    ControlFlow::Continue(())
+                });
+                let between: Vec<_> = there.iter().copied().filter(|id| (after + 1..=upto).contains(id)).collect();
+                assert_eq!((came.unwrap(), &found), (upto, &between), "{after}..={upto}");
+                let mut back = Vec::new();
+                records_backward(&db, after.max(floor), upto, &mut |id, _| {
+                    back.push(id);
+                    Ok(ControlFlow::Continue(()))
+                })
+                .unwrap();
+                back.retain(|id| !trimmed.contains(id));
+                assert!(back.iter().rev().eq(&between), "{upto} back to {after}");
+            }
+            // By itself, and with others before it, in any order.
+            for ids in [vec![after], vec![5, after, 123], vec![123, after, 64, 3]] {
+                let mut found = Vec::new();
+                seek(&db, ids.iter().copied(), &mut |id, entry| {
+                    assert_eq!(entry.record().unwrap().data, id.to_string());
+                    found.push(id);
+                    Ok(ControlFlow::Continue(()))
+                })
+                .unwrap();
+                found.retain(|id| there.contains(id));
+                let expected: Vec<_> = ids.into_iter().filter(|id| there.contains(id)).collect();
+                assert_eq!(found, expected);
+            }
+        }
+        let time_of = |id: EventId| match id {
+            1 => 1,
+            2..=100 => 2,
+            110..=120 => 3,
+            _ => 4,
+        };
+        for time in 1..=5 {
+            let cursor = store.before_time(time).unwrap();
+            assert!(there.iter().all(|&id| (id > cursor) == (time_of(id) >= time)), "{time} is after {cursor}");
+        }
+    };
+    check(0, 0..=0);
+    let trim = |topic, upto| {
+        store.raise_floors(&[crate::store::Trim { topic, upto }]).unwrap();
+        store.floors_published();
+        store.tidy().unwrap();
+    };
+    trim(Some(topic("b")), 115);
+    check(0, 110..=115);
+    trim(None, 50);
+    check(50, 110..=115);
+    assert_eq!(store.earliest(), 51);
+    // What is left is the same when RocksDB has written all of it anew: a pack goes whole, or not.
+    let keys = || {
+        let db = store.db().unwrap();
+        db.compact_range_cf(db.cf(LOG), None::<&[u8]>, None::<&[u8]>);
+        let rows = db.iterator_cf(db.cf(LOG), rocksdb::IteratorMode::Start);
+        rows.map(|row| log_id(&row.unwrap().0).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(), [65, 100, 120, 125, 130]);
+    check(50, 110..=115);
+    trim(Some(topic("b")), 120);
+    trim(None, 65);
+    assert_eq!(keys(), [100, 125, 130]);
+    check(65, 110..=120);
 }

@@ -15,7 +15,7 @@ use rocksdb::{
 };
 
 use super::super::layout::{
-    FAMILIES, FORMAT_VERSION, IDS_NEEDED, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta,
+    FAMILIES, FORMATS, IDS_NEEDED, META, Marks, SEGMENT, SegmentNumber, Summary, TOPIC, TopicRow, last_id, meta,
     read_pair,
 };
 use super::Counted;
@@ -68,6 +68,9 @@ impl Log {
 /// Is given a row, its key and its value, and whom to tell.
 type Each<'a> = dyn FnMut(&[u8], &[u8], &mut Counted<'_>) + 'a;
 
+/// A key and its value.
+type Row = (Box<[u8]>, Box<[u8]>);
+
 /// The database, open for reading.
 struct Rows {
     db: DB,
@@ -96,6 +99,14 @@ impl Rows {
 
     fn get(&self, family: &str, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, rocksdb::Error> {
         self.db.get_cf(self.cf(family), key)
+    }
+
+    /// The first row of a family at `key` or behind it.
+    fn at_or_after(&self, family: &str, key: impl AsRef<[u8]>) -> Result<Option<Row>, rocksdb::Error> {
+        let mut rows = self.db.raw_iterator_cf(self.cf(family));
+        rows.seek(key);
+        let found = rows.item().map(|(key, value)| (key.into(), value.into()));
+        rows.status().map(|()| found)
     }
 
     /// About how many rows a family has.
@@ -152,7 +163,7 @@ fn check_meta(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
         let is_good = match key {
             meta::FORMAT => {
                 has_format = true;
-                u32_of(value) == Some(FORMAT_VERSION)
+                u32_of(value).is_some_and(|format| FORMATS.contains(&format))
             }
             meta::NAME => {
                 has_name = true;

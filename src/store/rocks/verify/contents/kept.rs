@@ -88,7 +88,7 @@ fn check_remembered(rows: &Rows, log: &Log, to: &mut Counted<'_>) {
         before = remembered.last.max(first);
         for id in [first, remembered.last] {
             match record_of(rows, id) {
-                Ok(Some(record)) if Record::head(&record).is_ok_and(|(_, time)| time != remembered.time) => {
+                Ok(Some(record)) if Record::decode(&record).is_ok_and(|record| record.time != remembered.time) => {
                     to.damage(&place, format!("it has another time than event {id}"));
                 }
                 // Of which topic it was, nobody knows any more.

@@ -14,7 +14,7 @@ use super::super::super::layout::{
 use super::super::Counted;
 use super::{Log, Rows};
 use crate::event::{EventId, EventType, Key, Millis};
-use crate::record::{Record, TopicNumber};
+use crate::record::{Entry, Malformed, Record, Records, TopicNumber};
 
 /// Keys that were put and are not in the state, of which it is not yet known whether they are taken away later on: some 100 MB.
 const PENDING_MAX: usize = 1 << 20;
@@ -50,14 +50,30 @@ pub fn check(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
         pending: HashMap::new(),
         is_pending_full: false,
     };
-    rows.all(LOG, to, &mut |key, value, to| walk.record(key, value, to));
+    rows.all(LOG, to, &mut |key, value, to| walk.row(key, value, to));
     walk.end(to);
     check_postings(rows, log, to);
 }
 
 impl Walk<'_> {
-    fn record(&mut self, key: &[u8], value: &[u8], to: &mut Counted<'_>) {
-        let Some(id) = log_id(key).filter(|&id| id > 0) else { return to.damage("log", "a record has no id") };
+    fn row(&mut self, key: &[u8], value: &[u8], to: &mut Counted<'_>) {
+        let Some(newest) = log_id(key).filter(|&id| id > 0) else { return to.damage("log", "a record has no id") };
+        let records = match Records::of(value) {
+            Ok(records) => records,
+            Err(error) => return to.damage(format!("log: id {newest}"), format!("it cannot be read: {error}")),
+        };
+        let Some(before) = newest.checked_sub(records.left()).filter(|&before| before >= self.newest) else {
+            return to.damage(format!("log: id {newest}"), "its pack begins among the events before it");
+        };
+        if segment_of_any(before + 1) != segment_of_any(newest) {
+            to.damage(format!("log: id {newest}"), "its pack lies in two segments");
+        }
+        for (id, entry) in (before + 1..).zip(records) {
+            self.event(id, entry, to);
+        }
+    }
+
+    fn event(&mut self, id: EventId, entry: Result<Entry<'_>, Malformed>, to: &mut Counted<'_>) {
         let place = || format!("log: id {id}");
         if segment_of_any(id) != Some(self.segment) {
             self.leave(segment_of_any(id).unwrap_or(SegmentNumber::MAX), to);
@@ -70,11 +86,11 @@ impl Walk<'_> {
         if log.hole.0 <= id && id <= log.hole.1 {
             to.damage(place(), format!("it lies in the hole {:?}, under which nothing was ever written", log.hole));
         }
-        let record = match Record::decode(value) {
+        let record = match entry.and_then(Entry::record) {
             Ok(record) => record,
             Err(error) => return to.damage(place(), format!("it cannot be read: {error}")),
         };
-        let Record { topic, time, event, key, data } = record;
+        let Record { topic, time, event, key, .. } = record;
         if time < self.time {
             to.damage(place(), format!("its time {time} is before that of the event before it, {}", self.time));
         }
@@ -88,7 +104,7 @@ impl Walk<'_> {
         if key.is_some_and(|key| Key::parse(key).is_err()) {
             to.damage(place(), "its key is none that is taken");
         }
-        let bytes = KEY_BYTES.saturating_add(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        let bytes = KEY_BYTES.saturating_add(u32::try_from(record.encoded_len()).unwrap_or(u32::MAX));
         // What lies below the log's floor was not indexed by a start since, or is in an index that is gone.
         if id > log.floor {
             self.records.of.entry(topic).or_default().push((offset_of(id), bytes));
@@ -110,7 +126,7 @@ impl Walk<'_> {
             None => {}
         }
         if let Some(key) = key {
-            self.keyed(id, (topic, key, data), value, to);
+            self.keyed(id, (key, &record), to);
         }
     }
 
@@ -123,13 +139,8 @@ impl Walk<'_> {
     }
 
     /// Compares an event that has a key with what the state has under it.
-    fn keyed(
-        &mut self,
-        id: EventId,
-        (topic, key, data): (TopicNumber, &str, &str),
-        value: &[u8],
-        to: &mut Counted<'_>,
-    ) {
+    fn keyed(&mut self, id: EventId, (key, record): (&str, &Record<'_>), to: &mut Counted<'_>) {
+        let Record { topic, data, .. } = *record;
         let damage = |to: &mut Counted<'_>, what: &str| {
             to.damage(format!("log: id {id}"), what.to_owned() + &format!(" (key {key:?})"));
         };
@@ -141,10 +152,10 @@ impl Walk<'_> {
         let Ok(row) = self.rows.get(STATE, state_key(topic, key)) else { return };
         let row = row.as_deref().map(state_event);
         match row {
-            Some(Some((newest, record))) if newest == id => {
+            Some(Some((newest, kept))) if newest == id => {
                 if data.is_empty() {
                     damage(to, "the state has it, though it takes its key away");
-                } else if record != value {
+                } else if Record::decode(kept).as_ref() != Ok(record) {
                     damage(to, "the state has another event under its id");
                 }
             }
@@ -315,7 +326,18 @@ fn check_postings(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
     }
 }
 
-/// An event's record, if it is there.
+/// An event as a record alone, if it is there; what cannot be read is not there, and was told.
 pub fn record_of(rows: &Rows, id: EventId) -> Result<Option<Vec<u8>>, rocksdb::Error> {
-    rows.get(LOG, log_key(id))
+    let Some((key, value)) = rows.at_or_after(LOG, log_key(id))? else { return Ok(None) };
+    let place = log_id(&key).and_then(|newest| newest.checked_sub(id)).zip(Records::of(&value).ok());
+    let entry = place.and_then(|(behind, mut records)| {
+        let before = records.left().checked_sub(behind + 1)?;
+        records.nth(usize::try_from(before).ok()?)
+    });
+    let record = entry.and_then(|entry| entry.and_then(Entry::record).ok());
+    Ok(record.map(|record| {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        bytes
+    }))
 }
