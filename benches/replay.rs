@@ -98,5 +98,24 @@ fn beside_rocksdb(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, beside_rocksdb);
+/// Where nothing is between them, events lie in packs.
+fn of_one_topic(c: &mut Criterion) {
+    let dir = dir();
+    let store = filled(&dir, EVENTS, EVENT_BYTES, |_| topic("only"));
+    let bare = Bare::filled(EVENTS, EVENT_BYTES);
+    let mut group = c.benchmark_group("replay");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(12));
+    let filter = Arc::new(filter("only"));
+    let mut ratios = Ratios::default();
+    group.throughput(Throughput::Elements(EVENTS)).bench_function("one topic alone, SSE", |b| {
+        b.iter_custom(|rounds| {
+            let ours = || _ = std::hint::black_box(replay(&store, &filter, Form::Sse));
+            let theirs = || assert_eq!(std::hint::black_box(bare.iterate()).0, EVENTS);
+            (0..rounds).map(|_| ratios.round(|| time(ours), || time(theirs))).sum()
+        });
+    });
+    ratios.print("replay, one topic alone, SSE: time, in times that of iterating over all records in bare RocksDB");
+}
+
+criterion_group!(benches, beside_rocksdb, of_one_topic);
 criterion_main!(benches);

@@ -30,7 +30,9 @@ pub const PACK_BYTES_MAX: usize = 4096;
 const HAS_TYPE: u8 = 1;
 const HAS_KEY: u8 = 2;
 const FLAGS: u8 = HAS_TYPE | HAS_KEY;
-const HEAD: usize = 14;
+
+/// What lies before a record's names and data.
+pub const RECORD_HEAD: usize = 14;
 
 /// What lies before an event of a pack: its length, and its flags.
 const ENTRY_HEAD: usize = 3;
@@ -62,7 +64,7 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         let names = [self.event, self.key].into_iter().flatten().map(|name| 1 + name.len());
-        HEAD + names.sum::<usize>() + self.data.len()
+        RECORD_HEAD + names.sum::<usize>() + self.data.len()
     }
 
     fn flags(&self) -> u8 {
@@ -83,7 +85,7 @@ impl<'a> Record<'a> {
     /// [`Malformed`] names what is wrong with the bytes.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
         match bytes.first() {
-            Some(&PACK_VERSION) => Err(Malformed::Version(PACK_VERSION)),
+            Some(&PACK_VERSION) => Err(Malformed::Pack),
             _ => Records::of(bytes)?.next().ok_or(Malformed::Short)??.record(),
         }
     }
@@ -107,8 +109,8 @@ impl Packer {
     /// Takes in an event of the same topic and time as those before; `false` where there is no room for it, or it is too large for any
     /// pack, and nothing was done.
     pub fn push(&mut self, record: &Record<'_>) -> bool {
-        let len = record.encoded_len() - HEAD + 1;
-        let begun = if self.events == 0 { HEAD } else { self.pack.len() };
+        let len = record.encoded_len() - RECORD_HEAD + 1;
+        let begun = if self.events == 0 { RECORD_HEAD } else { self.pack.len() };
         if usize::from(self.events) == PACK_EVENTS_MAX || begun + len + 2 > PACK_BYTES_MAX {
             return false;
         }
@@ -141,8 +143,8 @@ impl Packer {
         let events = std::mem::take(&mut self.events);
         if events == 1 {
             // The same without its length, and with its flags in place of the count.
-            let flags = self.pack[HEAD + 2];
-            self.pack.drain(HEAD..HEAD + ENTRY_HEAD);
+            let flags = self.pack[RECORD_HEAD + 2];
+            self.pack.drain(RECORD_HEAD..RECORD_HEAD + ENTRY_HEAD);
             self.pack[..2].copy_from_slice(&[VERSION, flags]);
         } else {
             self.pack[1] = events;
@@ -174,7 +176,7 @@ impl<'a> Records<'a> {
     /// # Errors
     /// [`Malformed`] names what is wrong with the first bytes.
     pub fn of(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let Some((head, rest)) = bytes.split_first_chunk::<HEAD>() else {
+        let Some((head, rest)) = bytes.split_first_chunk::<RECORD_HEAD>() else {
             return Err(Malformed::Short);
         };
         let left = match head[0] {
@@ -272,7 +274,7 @@ impl<'a> Entry<'a> {
     /// As [`Record::encoded_len`].
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        HEAD + self.rest.len()
+        RECORD_HEAD + self.rest.len()
     }
 }
 
@@ -294,6 +296,8 @@ pub enum Malformed {
     Version(u8),
     #[error("it has unknown flags {0:#04x}")]
     Flags(u8),
+    #[error("it is a pack, where a record alone should be")]
+    Pack,
     #[error("it is a pack of {0} events; that is 2 to {PACK_EVENTS_MAX}")]
     Count(u8),
     #[error("its text is not UTF-8")]
@@ -354,7 +358,7 @@ mod tests {
             }
             let longer = [&bytes[..], b"x"].concat();
             prop_assert_eq!(decoded(&longer), Err(Malformed::Long));
-            prop_assert_eq!(Record::decode(&bytes), Err(Malformed::Version(PACK_VERSION)));
+            prop_assert_eq!(Record::decode(&bytes), Err(Malformed::Pack));
         }
 
         #[test]
@@ -376,7 +380,8 @@ mod tests {
         assert_eq!(decoded(packer.take()).unwrap().len(), PACK_EVENTS_MAX);
         assert!(packer.is_empty());
 
-        let (fits, large) = ("x".repeat(PACK_BYTES_MAX - HEAD - ENTRY_HEAD), "x".repeat(PACK_BYTES_MAX - HEAD - 2));
+        let (fits, large) =
+            ("x".repeat(PACK_BYTES_MAX - RECORD_HEAD - ENTRY_HEAD), "x".repeat(PACK_BYTES_MAX - RECORD_HEAD - 2));
         assert!(!packer.push(&of(&large)) && packer.is_empty());
         assert!(packer.push(&of(&fits)) && !packer.push(&of("")));
         assert_eq!(decoded(packer.take()), Ok(vec![of(&fits)]));
@@ -405,7 +410,7 @@ mod tests {
         assert_eq!(with(1, 1), Err(Malformed::Count(1)));
         assert_eq!(with(1, 65), Err(Malformed::Count(65)));
         assert_eq!(with(1, 3), Err(Malformed::Short));
-        assert_eq!(with(HEAD + 1, 0), Err(Malformed::Short));
-        assert_eq!(with(HEAD + 2, 4), Err(Malformed::Flags(4)));
+        assert_eq!(with(RECORD_HEAD + 1, 0), Err(Malformed::Short));
+        assert_eq!(with(RECORD_HEAD + 2, 4), Err(Malformed::Flags(4)));
     }
 }

@@ -129,12 +129,12 @@ fn a_record(source: &mut Source<'_>) {
     let ends = data.char_indices().map(|(at, _)| at).rev();
     let records: Vec<_> = ends.map(|end| Record { data: &data[..end], ..record }).collect();
     let mut packer = Packer::default();
-    let packed = records.iter().take_while(|record| packer.push(record)).count();
-    if packed > 0 {
+    let count = records.iter().take_while(|record| packer.push(record)).count();
+    if count > 0 {
         let pack = packer.take();
         let entries = Records::of(pack).expect("it was packed");
         let unpacked: Result<Vec<_>, _> = entries.map(|entry| entry?.record()).collect();
-        assert_eq!(unpacked.as_deref(), Ok(&records[..packed]));
+        assert_eq!(unpacked.as_deref(), Ok(&records[..count]));
     }
 }
 

@@ -14,7 +14,8 @@ use tidelog::store::{Durability, Floor, Limits, Store, StoreError};
 use tidelog::topic::Filter;
 
 use crate::support::{
-    FAMILIES, crash_copy, event, filter, ids, listing, log_trim, open, put, raw, read, topic, topic_trim, trim, wal,
+    FAMILIES, Found, crash_copy, event, filter, ids, listing, log_trim, open, put, raw, read, topic, topic_trim, trim,
+    wal,
 };
 
 fn append(store: &dyn Store, first: EventId, n: u64) {
@@ -269,6 +270,15 @@ fn a_log_of_the_version_before_is_read_and_written_on() {
         assert!(matches!(refused(dir.path()), StoreError::Version(_)), "{old}");
     }
     put(dir.path(), "meta", b"format", Some(&2u32.to_be_bytes()));
+    let mut found = Found::default();
+    verify::verify(dir.path(), &mut found).unwrap();
+    // Its tables are not as this program writes them, since they were changed in between.
+    assert!(!found.0.iter().any(|finding| finding.place == "meta"), "{:?}", found.0);
+    // What cannot be opened stays what it was.
+    put(dir.path(), "log", &9u64.to_be_bytes(), Some(b"nonsense"));
+    assert!(matches!(refused(dir.path()), StoreError::Corrupt(_)));
+    assert_eq!(format(dir.path()), 2);
+    put(dir.path(), "log", &9u64.to_be_bytes(), None);
     let store = open(dir.path(), Durability::Sync);
     store.append(&[event(4, 9, "t", "in"), event(5, 9, "t", "a pack")]).unwrap();
     assert_eq!(ids(&store, &["t"]), [1, 2, 3, 4, 5]);
@@ -283,10 +293,16 @@ fn what_cannot_be_is_corruption() {
     let mut record = vec![1, 0, 0, 0, 0, 0];
     record.extend_from_slice(&7u64.to_be_bytes());
     let stranger = [&record[..2], &77u32.to_be_bytes(), &record[6..]].concat();
+    // Of events without data: the length of what follows, and flags.
+    let pack = |count: u8| [&[2, count], &record[2..], &[0, 1, 0].repeat(count.into())].concat();
     let cases = [
         ("a record past the tail", "log", 4u64.to_be_bytes().to_vec(), Some(record.clone())),
         ("a record of an unknown topic", "log", 3u64.to_be_bytes().to_vec(), Some(stranger)),
         ("a record that is none", "log", 2u64.to_be_bytes().to_vec(), Some(b"nonsense".to_vec())),
+        ("a pack that begins before the first event", "log", 2u64.to_be_bytes().to_vec(), Some(pack(3))),
+        ("a pack over others", "log", 3u64.to_be_bytes().to_vec(), Some(pack(2))),
+        ("a pack past the tail", "log", 5u64.to_be_bytes().to_vec(), Some(pack(2))),
+        ("a pack that is cut short", "log", 3u64.to_be_bytes().to_vec(), Some(pack(2)[..19].to_vec())),
         ("a tail without its record", "log", 3u64.to_be_bytes().to_vec(), None),
         ("a topic's row that is none", "topic", b"t".to_vec(), Some(b"short".to_vec())),
         ("no name", "meta", b"name".to_vec(), None),

@@ -9,7 +9,7 @@ use tidelog::store::rocks::{Options, RocksStore};
 use tidelog::store::{Durability, Limits, Policy, Scan, Store, Trim};
 use tidelog::topic::Pattern;
 
-use crate::support::{disk_bytes, event, filter, ids, log_trim, open, topic, topic_trim};
+use crate::support::{disk_bytes, event, filter, ids, log_trim, open, rows, topic, topic_trim, trim};
 
 /// What the janitor does once a second.
 fn round(store: &dyn Store, policy: &Policy, now: Millis) {
@@ -50,6 +50,7 @@ fn fill(store: &dyn Store, first: EventId, n: u64, name: impl Fn(EventId) -> Str
 /// What lies on the disk beside retained events, at most:
 /// - dead bytes that are not worth a rewrite: 4 MiB below the log's floor; a segment may be half dead before it is rewritten;
 /// - the write-ahead logs: 32 MiB, and one buffer of 16 MiB that grows before the oldest is let go;
+/// - of each topic that is trimmed the rest of one pack, of 4 KiB;
 /// - the file that holds the newest dead and the oldest live record, of 32 MiB at the most, and the indexes.
 const BESIDE: u64 = (4 + 32 + 16 + 32 + 2) << 20;
 
@@ -105,6 +106,37 @@ fn of_two_topics_one_is_limited_and_gives_its_disk_back() {
     // The open segment, of 65,536 events, is not rewritten, and any other may be half dead.
     assert_gives_back(dir.path(), 2 * live + 65_536 * 1000, "one topic of two");
     store.close().unwrap();
+}
+
+/// A pack goes when its last event does; until then its segment is not written anew again and again for the rest of it.
+#[test]
+fn what_shares_a_pack_with_what_is_kept_goes_after_it() {
+    const BURST: EventId = 16;
+    const SEGMENT: EventId = 65_536;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Os);
+    let name = |id: EventId| format!("t.{}", id / BURST);
+    let data = |id: EventId| format!("{id} {}", "x".repeat(200));
+    for first in (0..2 * SEGMENT).step_by(4096) {
+        let batch: Vec<_> = (first.max(1)..first + 4096).map(|id| event(id, first, &name(id), data(id))).collect();
+        store.append(&batch).unwrap();
+    }
+    store.append(&[event(2 * SEGMENT, 2 * SEGMENT, "other", "in the open segment")]).unwrap();
+    store.tidy().unwrap();
+    let newest = policy(Limits::default(), &[("t.*", limits(1, 0, 0))]);
+    round(&store, &newest, 2 * SEGMENT);
+    let bursts = 2 * SEGMENT / BURST;
+    assert_eq!(ids(&store, &["t.*"]).len() as u64, bursts);
+    round(&store, &newest, 2 * SEGMENT);
+    // All of them, but for those of one topic.
+    let gone: Vec<_> =
+        (0..bursts).filter(|n| *n != 7).map(|n| topic_trim(&format!("t.{n}"), (n + 1) * BURST)).collect();
+    trim(&store, &gone);
+    store.tidy().unwrap();
+    assert_eq!(ids(&store, &["**"]), [8 * BURST - 1, 2 * SEGMENT]);
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(rows(dir.path(), "log"), 2, "dead events are still there");
 }
 
 #[test]

@@ -99,8 +99,10 @@ pub struct Segment {
     pub total: Amount,
     /// What of it is not trimmed.
     pub live: Amount,
-    /// What `total` was when the segment was last rewritten: it still occupies that much of the disk.
+    /// It occupies about so much of the disk, at the most; all in bytes as events count.
     pub stored: u64,
+    /// What of it was live when it was last rewritten; all of it, where it was not.
+    pub rewritten: u64,
 }
 
 /// One committed event, as the directory takes it in.
@@ -274,6 +276,7 @@ impl Directory {
                 segment.last_time = event.time;
                 segment.total.add(amount);
                 segment.stored += amount.bytes;
+                segment.rewritten += amount.bytes;
                 open.push(offset_of(event.id), event.topic, event.bytes);
                 let mut row = self.rows.get_mut(event.topic as usize).and_then(Option::as_mut);
                 let floor = self.log_floor.max(row.as_ref().map_or(0, |row| row.floor));

@@ -3,7 +3,7 @@
 //! | column family | key | value |
 //! | --- | --- | --- |
 //! | `log` | id u64 BE | a record; or a pack of some, of which it is the last |
-//! | `state` | topic number u32 BE, the event's key | id u64, its record as in `log`: the newest of each topic and key |
+//! | `state` | topic number u32 BE, the event's key | id u64, its record, never a pack: the newest of each topic and key |
 //! | `topic` | name | number u32, floor u64, flags u8, \[max_events u64, max_age u64, max_bytes u64\], \[closed at u64\], \[snapshot at u64\] |
 //! | `snapshot` | topic number u32 BE | the id at which it is true u64, length of the content type as varint, content type, body |
 //! | `idempotency` | first id u64 BE | version u8 = 1, key's digest \[u8; 16\], request's digest \[u8; 16\], time u64, last − first id as varint |

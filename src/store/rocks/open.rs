@@ -184,7 +184,7 @@ impl Opened {
         let holder = RwLock::new(Some(db));
         let (directory, keys, name, mark, ids_noted) = {
             let db = Handle(holder.read());
-            let name = identify(&db)?;
+            let (name, format) = identify(&db)?;
             let mut directory = recover(&db, published)?;
             let (mark, reserved) = match found {
                 Some((mark, reserved)) => (Some(mark), reserved.unwrap_or(0)),
@@ -195,6 +195,17 @@ impl Opened {
             let mark = mark.map_or_else(anew, Ok)?;
             let ids_noted = note_ids(&db, &mark, options.durability)?;
             let keys = Keys::recover(&db, floors.keys(), directory.tail)?;
+            if format != FORMAT_VERSION {
+                // Before anything is written that an older program would not understand, and when all of it has been read.
+                let mut batch = WriteBatch::default();
+                batch.put_cf(db.cf(META), meta::FORMAT, FORMAT_VERSION.to_be_bytes());
+                write_synced(&db, batch)?;
+                tracing::info!(
+                    from = format,
+                    to = FORMAT_VERSION,
+                    "the log is written on in a newer format, which older programs refuse"
+                );
+            }
             (directory, keys, name, mark, ids_noted)
         };
         let db = holder.into_inner().expect("it was put there above");
@@ -276,8 +287,8 @@ fn holds_data(dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Checks the format and gives the log's name; a new log is given both.
-fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
+/// Checks the format, and gives it and the log's name; a new log is given both.
+fn identify(db: &Handle<'_>) -> Result<(Arc<str>, u32), StoreError> {
     let metas = db.cf(META);
     let get = |key| db.get_pinned_cf(metas, key).map_err(|e| index::read_failed(&e));
     match (get(meta::FORMAT)?, get(meta::NAME)?) {
@@ -287,7 +298,7 @@ fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
             batch.put_cf(metas, meta::FORMAT, FORMAT_VERSION.to_be_bytes());
             batch.put_cf(metas, meta::NAME, &name);
             write_synced(db, batch)?;
-            Ok(name.into())
+            Ok((name.into(), FORMAT_VERSION))
         }
         (Some(format), Some(name)) => {
             let theirs = <[u8; 4]>::try_from(&*format).map_or(0, u32::from_be_bytes);
@@ -297,13 +308,7 @@ fn identify(db: &Handle<'_>) -> Result<Arc<str>, StoreError> {
                 return Err(StoreError::Version(what.into()));
             }
             let name = std::str::from_utf8(&name).map_err(|e| corrupt(&format!("its name is not text ({e})")))?;
-            if theirs != FORMAT_VERSION {
-                // Before anything is written that an older program would not understand.
-                let mut batch = WriteBatch::default();
-                batch.put_cf(metas, meta::FORMAT, FORMAT_VERSION.to_be_bytes());
-                write_synced(db, batch)?;
-            }
-            Ok(name.into())
+            Ok((name.into(), theirs))
         }
         _ => Err(corrupt(&"it has a name without a format, or a format without a name")),
     }

@@ -4,7 +4,7 @@
 //! call. Must not write.
 
 use std::hash::BuildHasherDefault;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use rocksdb::{DBRawIterator, ReadOptions};
 
@@ -278,26 +278,31 @@ impl RocksStore {
 
 /// Gets the events with `ids`, those that are still there, until `each` breaks.
 fn seek(db: &Handle<'_>, ids: impl Iterator<Item = EventId>, each: &mut Visit<'_>) -> Result<(), StoreError> {
-    let mut packs = Packs { db, pack: None, it: None };
+    let mut events = Events { db, pack: None, nothing: 0..0, it: None };
     for id in ids {
-        if packs.look(id, each)?.is_break() {
+        if events.look(id, each)?.is_break() {
             break;
         }
     }
     Ok(())
 }
 
-/// Finds events one by one, and what lies in one pack in one look-up.
-struct Packs<'a> {
+/// Finds events one by one; what lies in one pack, and where there is nothing, in one look-up.
+struct Events<'a> {
     db: &'a Handle<'a>,
     /// The last pack in which one was found, and its key.
     pack: Option<(EventId, Vec<u8>)>,
+    /// Where the last one was looked for that was not found, nothing is.
+    nothing: Range<EventId>,
     it: Option<DBRawIterator<'a>>,
 }
 
-impl Packs<'_> {
+impl Events<'_> {
     fn look(&mut self, id: EventId, each: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
-        let Self { db, pack, it } = self;
+        let Self { db, pack, nothing, it } = self;
+        if nothing.contains(&id) {
+            return Ok(ControlFlow::Continue(()));
+        }
         if let Some((newest, pack)) = pack
             && let Some(entry) = entry_of(id, *newest, pack)?
         {
@@ -306,7 +311,7 @@ impl Packs<'_> {
         // Most rare events lie alone, and a look-up costs less than an iterator, which asks each of the tables that have not been merged.
         let alone = db.get_pinned_cf(db.cf(LOG), log_key(id)).map_err(|e| read_failed(&e))?;
         if let Some(value) = alone {
-            let Some(entry) = entry_of(id, id, &value)? else { return Ok(ControlFlow::Continue(())) };
+            let entry = entry_of(id, id, &value)?.ok_or_else(|| unreadable(id, &"it is not where it lies"))?;
             if value.first() == Some(&PACK_VERSION) {
                 *pack = Some((id, value.to_vec()));
             }
@@ -314,25 +319,50 @@ impl Packs<'_> {
         }
         let it = it.get_or_insert_with(|| db.raw_iterator_cf(db.cf(LOG)));
         it.seek(log_key(id));
-        let Some((key, value)) = it.item() else {
+        let mut behind = EventId::MAX;
+        if let Some((key, value)) = it.item() {
+            let newest = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
+            if let Some(entry) = entry_of(id, newest, value)? {
+                let found = each(id, entry)?;
+                *pack = Some((newest, value.to_vec()));
+                return Ok(found);
+            }
+            // It is not among these, if all of them are what they seem to be.
+            for entry in entries(key, value)? {
+                behind = behind.min(entry?.0);
+            }
+            it.prev();
+        } else {
             it.status().map_err(|e| read_failed(&e))?;
-            return Ok(ControlFlow::Continue(()));
-        };
-        let newest = log_id(key).ok_or_else(|| corrupt(&"a record has no id"))?;
-        let Some(entry) = entry_of(id, newest, value)? else { return Ok(ControlFlow::Continue(())) };
-        let found = each(id, entry)?;
-        *pack = Some((newest, value.to_vec()));
-        Ok(found)
+            it.seek_to_last();
+        }
+        let before = it.key().map(|key| log_id(key).ok_or_else(|| corrupt(&"a record has no id"))).transpose()?;
+        it.status().map_err(|e| read_failed(&e))?;
+        *nothing = before.map_or(0, |newest| newest + 1)..behind;
+        Ok(ControlFlow::Continue(()))
     }
 }
 
-/// The event `id`, if it lies in this record or pack, of which the newest is `newest`.
+/// The first event of this record or pack, of which the newest is `newest`.
+fn first_of(newest: EventId, value: &[u8]) -> Result<EventId, StoreError> {
+    let records = Records::of(value).map_err(|e| unreadable(newest, &e))?;
+    newest.checked_sub(records.left() - 1).ok_or_else(|| corrupt(&"a pack begins before the first event"))
+}
+
+/// The event `id`, if it lies in this record or pack, of which the newest is `newest`. All of a pack is looked at, since what is damaged
+/// may give its events other ids.
 fn entry_of(id: EventId, newest: EventId, value: &[u8]) -> Result<Option<Entry<'_>>, StoreError> {
-    let mut records = Records::of(value).map_err(|e| unreadable(newest, &e))?;
-    let Some(behind) = newest.checked_sub(id) else { return Ok(None) };
-    let Some(before) = records.left().checked_sub(behind + 1) else { return Ok(None) };
-    let entry = usize::try_from(before).ok().and_then(|before| records.nth(before)).transpose();
-    entry.map_err(|e| unreadable(id, &e))
+    if id > newest || id < first_of(newest, value)? {
+        return Ok(None);
+    }
+    let mut found = None;
+    for entry in entries(&log_key(newest), value)? {
+        let (at, entry) = entry?;
+        if at == id {
+            found = Some(entry);
+        }
+    }
+    Ok(found)
 }
 
 fn records_backward(db: &Handle<'_>, after: EventId, upto: EventId, each: &mut Visit<'_>) -> Result<(), StoreError> {

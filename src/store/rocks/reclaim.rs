@@ -1,16 +1,16 @@
 //! Giving the disk back: whole files below the log's floor are dropped, segments that topics' floors have left mostly dead are
-//! rewritten without what is dead, and what is left without an event is forgotten.
+//! rewritten without what is dead, but for what shares a pack with a live event, and what is left without an event is forgotten.
 //!
 //! What holds: only what was settled goes, so readers were told its floor before.
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteBatch};
 
-use super::layout::{LOG, SEGMENT, SegmentNumber, TOPIC, first_id, last_id, log_key};
+use super::layout::{LOG, SEGMENT, SegmentNumber, Share, TOPIC, first_id, last_id, log_key};
 use super::state::holds_keys;
 use super::trim::TOPICS_PER_LOOK;
-use super::{Handle, RocksStore};
+use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::EventId;
-use crate::record::TopicNumber;
+use crate::record::{PACK_BYTES_MAX, PACK_EVENTS_MAX, RECORD_HEAD, TopicNumber};
 use crate::store::StoreError;
 use crate::topic::Topic;
 
@@ -22,6 +22,9 @@ const DEAD_BYTES_MIN: u64 = 4 << 20;
 
 /// Most bytes of mostly dead segments that one round rewrites: at 100 MB/s and more, a stop waits some seconds for it at the most.
 const REWRITE_BYTES_MAX: u64 = 256 << 20;
+
+/// Most bytes that the events of a pack count.
+const PACK_COUNTS_MAX: u64 = (PACK_BYTES_MAX + PACK_EVENTS_MAX * (RECORD_HEAD + KEY_BYTES as usize)) as u64;
 
 /// Segments that are rewritten together.
 struct Run {
@@ -50,8 +53,13 @@ impl RocksStore {
         }
         for (first, last) in self.mostly_dead() {
             rewrite(&db, first_id(first), last_id(last));
-            let mut directory = self.directory.write();
-            directory.segments.range_mut(first..=last).for_each(|(_, s)| s.stored = s.live.bytes);
+            for segment in first..=last {
+                let kept = self.kept_in_packs(&db, segment)?;
+                if let Some(s) = self.directory.write().segments.get_mut(&segment) {
+                    s.rewritten = s.live.bytes;
+                    s.stored = s.stored.min(s.live.bytes + kept);
+                }
+            }
         }
         Ok(())
     }
@@ -84,13 +92,29 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Runs of sealed segments of which more than half is dead, as many as are rewritten in one round.
+    /// How much of a sealed segment is dead and yet not gone when it has been rewritten, at the most: of each topic, the rest of the pack in
+    /// which its floor lies.
+    fn kept_in_packs(&self, db: &Handle<'_>, segment: SegmentNumber) -> Result<u64, StoreError> {
+        let Some(summary) = self.summary(db, segment)? else { return Ok(0) };
+        let mut packs = 0;
+        for some in summary.shares.chunks(TOPICS_PER_LOOK) {
+            let directory = self.directory.read();
+            let lies_within = |share: &&Share| {
+                let floor = directory.row(share.topic).map_or(0, |row| row.settled);
+                first_id(segment) <= floor && floor < first_id(segment) + u64::from(share.last)
+            };
+            packs += some.iter().filter(lies_within).count() as u64;
+        }
+        Ok(packs * PACK_COUNTS_MAX)
+    }
+
+    /// Runs of sealed segments of which more than half has died since they were last rewritten, as many as are rewritten in one round.
     fn mostly_dead(&self) -> Vec<(SegmentNumber, SegmentNumber)> {
         let directory = self.directory.read();
         let mut runs: Vec<Run> = Vec::new();
         for (&segment, s) in &directory.segments {
             let dead = s.stored.saturating_sub(s.live.bytes);
-            if directory.open.contains_key(&segment) || dead * 2 <= s.stored {
+            if directory.open.contains_key(&segment) || s.live.bytes * 2 >= s.rewritten {
                 continue;
             }
             match runs.last_mut() {

@@ -92,6 +92,7 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
             total,
             live: Amount::default(),
             stored: total.bytes,
+            rewritten: total.bytes,
         };
         for share in &summary.shares {
             let Some(row) = directory.row(share.topic) else { continue };
@@ -131,6 +132,9 @@ fn recover_open(db: &Handle<'_>, directory: &mut Directory, from: SegmentNumber)
             // Part of a pack may be trimmed.
             if id <= directory.log_floor {
                 continue;
+            }
+            if id <= newest || segment_of(id) < from {
+                return Err(corrupt(&format!("the pack of event {id} reaches into what lies before it")));
             }
             if id > tail {
                 return Err(corrupt(&format!("event {id} lies past the tail {tail}")));

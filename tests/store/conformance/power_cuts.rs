@@ -58,8 +58,8 @@ fn step(pair: &mut Pair, durability: Durability, unsynced: &mut Unsynced, op: &O
                 kind: n % 3,
                 key: n % 3,
                 bytes: usize::from(n) * 40,
-                times: 1,
-                later: u64::from(n % 2),
+                times: 1 + n % 5 / 3,
+                later: u64::from(n.is_multiple_of(7)),
             };
             pair.append_remembered((0..*n).map(draft), Some(*n % 9));
             unsynced.commits.push(pair.model.tail());

@@ -56,6 +56,8 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
         ("is of an unknown topic", "log", newest.0.clone(), with(&newest.1, 2, &900u32.to_be_bytes())),
         ("is of another topic", "log", in_sealed.0.clone(), with(&in_sealed.1, 2, &1u32.to_be_bytes())),
         ("is longer", "log", in_sealed.0.clone(), Some([&in_sealed.1[..], b"!"].concat())),
+        ("lies at the end of all ids", "log", u64::MAX.to_be_bytes().to_vec(), Some(newest.1.clone())),
+        ("lies at the end of all ids", "log", (u64::MAX - 1).to_be_bytes().to_vec(), Some(newest.1.clone())),
         ("lies where none was", "log", (id(&in_sealed.0) + 20_000).to_be_bytes().to_vec(), Some(in_sealed.1.clone())),
     ]);
     // Of the last packs one is in a sealed segment, one is not: there is no index yet to tell what lay there. Each has three events.
@@ -85,6 +87,8 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
         let older = id(&value[..8]) - 1;
         changes.push(("is missing", "state", key.clone(), None));
         changes.push(("is older", "state", key.clone(), with(&value, 0, &older.to_be_bytes())));
+        changes.push(("is of no event", "state", key.clone(), with(&value, 0, &0u64.to_be_bytes())));
+        changes.push(("is a pack", "state", key.clone(), with(&value, 8, &[2])));
         changes.push(("says something else", "state", key, Some([&value[..], b"!"].concat())));
     }
     for (key, value) in rows("topic") {
@@ -169,6 +173,9 @@ fn every_row_that_is_not_what_the_log_says_is_found() {
         told.extend(found.damage());
     }
     assert_eq!(missed, [""; 0]);
+    for what in ["its pack begins among the events before it", "its pack lies in two segments"] {
+        assert!(told.iter().any(|line| line.ends_with(what)), "nobody was told that {what}");
+    }
     println!("{total} changes found");
     // No check is there that none of them needs.
     for line in told {

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::event::{Event, EventType};
+use crate::record::RECORD_HEAD;
 use crate::store::rocks::Options;
 use crate::store::{Durability, Store};
 use crate::topic::{Pattern, Topic};
@@ -137,6 +138,49 @@ fn every_way_finds_what_looking_at_all_of_it_finds() {
         drop(store);
         check(&RocksStore::open(options(&dir)).unwrap(), runs);
     }
+}
+
+/// A pack that says something else than it was made of would give events other ids: no way of reading gives any of it.
+#[test]
+fn nothing_is_read_out_of_a_damaged_pack() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RocksStore::open(options(&dir)).unwrap();
+    let topic = Topic::parse("a").unwrap();
+    let event = |id: EventId| Event { id, topic: topic.clone(), event: None, key: None, time: 1, data: id.to_string() };
+    store.append(&(11..=14).map(event).collect::<Vec<_>>()).unwrap();
+    let db = store.db().unwrap();
+    let pack = db.get_cf(db.cf(LOG), log_key(14)).unwrap().unwrap();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = pack.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    // Each event has a length of two bytes, flags and two digits.
+    let second = RECORD_HEAD + 5;
+    for (what, damaged) in [
+        ("counts too few", with(1, 3)),
+        ("counts too many", with(1, 5)),
+        ("has a longer event", with(second + 1, 4)),
+        ("has an event without flags", with(second + 1, 0)),
+        ("has unknown flags", with(second + 2, 9)),
+        ("is cut short", pack[..pack.len() - 1].to_vec()),
+        ("goes on", [&pack[..], b"x"].concat()),
+    ] {
+        db.put_cf(db.cf(LOG), log_key(14), damaged).unwrap();
+        let is_corrupt = |read: Result<(), StoreError>| matches!(read, Err(StoreError::Corrupt(_)));
+        for id in 11..=14 {
+            let by_itself = seek(&db, [id].into_iter(), &mut |id, _| panic!("{what}: {id} was read"));
+            assert!(is_corrupt(by_itself), "{what}: {id}");
+        }
+        // Going on, what lies before the damage has been given by the time that it is met.
+        assert!(is_corrupt(records(&db, 0, 14, &mut |_, _| Ok(ControlFlow::Continue(())))), "{what}");
+        assert!(is_corrupt(records_backward(&db, 0, 14, &mut |id, _| panic!("{what}: {id} was read"))), "{what}");
+    }
+    db.put_cf(db.cf(LOG), log_key(2), &pack).unwrap();
+    assert!(
+        seek(&db, [1].into_iter(), &mut |_, _| Ok(ControlFlow::Continue(()))).is_err(),
+        "it begins before the first"
+    );
 }
 
 /// Every id of a log in which packs lie beside records, gaps and what was trimmed: by itself, from both sides, and by time.

@@ -68,7 +68,7 @@ impl Walk<'_> {
         if segment_of_any(before + 1) != segment_of_any(newest) {
             to.damage(format!("log: id {newest}"), "its pack lies in two segments");
         }
-        for (id, entry) in (before + 1..).zip(records) {
+        for (id, entry) in (before + 1..=newest).zip(records) {
             self.event(id, entry, to);
         }
     }
@@ -331,7 +331,7 @@ pub fn record_of(rows: &Rows, id: EventId) -> Result<Option<Vec<u8>>, rocksdb::E
     let Some((key, value)) = rows.at_or_after(LOG, log_key(id))? else { return Ok(None) };
     let place = log_id(&key).and_then(|newest| newest.checked_sub(id)).zip(Records::of(&value).ok());
     let entry = place.and_then(|(behind, mut records)| {
-        let before = records.left().checked_sub(behind + 1)?;
+        let before = records.left().checked_sub(behind)?.checked_sub(1)?;
         records.nth(usize::try_from(before).ok()?)
     });
     let record = entry.and_then(|entry| entry.and_then(Entry::record).ok());
