@@ -317,6 +317,23 @@ fn what_cannot_be_is_corruption() {
 }
 
 #[test]
+fn a_pack_over_the_end_of_a_sealed_segment_is_corruption() {
+    const SEGMENT: EventId = 65_536;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Durability::Sync);
+    store.append(&[event(SEGMENT - 2, 7, "t", "")]).unwrap();
+    store.append(&[event(SEGMENT, 7, "t", "")]).unwrap();
+    store.tidy().unwrap();
+    store.close().unwrap();
+    drop(store);
+    drop(try_open(dir.path()).unwrap());
+    let pack = [&[2, 2, 0, 0, 0, 0], &7u64.to_be_bytes()[..], &[0, 1, 0, 0, 1, 0]].concat();
+    put(dir.path(), "log", &SEGMENT.to_be_bytes(), Some(&pack));
+    let error = refused(dir.path());
+    assert!(matches!(error, StoreError::Corrupt(_)) && error.to_string().contains("reaches into"), "{error}");
+}
+
+#[test]
 fn a_floor_that_nobody_was_told_of_hides_nothing_after_reopening_either() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), Durability::Sync);

@@ -68,7 +68,7 @@ impl RocksStore {
         let mut committed = Vec::with_capacity(events.len());
         let mut created: HashMap<&Topic, TopicNumber> = HashMap::new();
         let mut keyed = HashSet::new();
-        let mut records = Records::new(db.cf(LOG));
+        let mut packs = Packs::new(db.cf(LOG));
         let mut row = Vec::new();
         let directory = self.directory.read();
         let mut next = directory.next_topic();
@@ -87,7 +87,7 @@ impl RocksStore {
             };
             known = Some((&event.topic, topic));
             let record = record_of(event, topic);
-            records.put(&mut batch, event.id, &record);
+            packs.put(&mut batch, event.id, &record);
             let bytes =
                 u32::try_from(record.encoded_len()).expect("a record is smaller than a publish, which is bounded");
             committed.push(Committed { id: event.id, topic, bytes: KEY_BYTES + bytes, time: event.time });
@@ -98,7 +98,7 @@ impl RocksStore {
                 keep(db, &directory, &mut batch, &mut keyed, (topic, event, key), &row);
             }
         }
-        records.end(&mut batch);
+        packs.end(&mut batch);
         if !created.is_empty() {
             batch.put_cf(metas, meta::NEXT_TOPIC, next.to_be_bytes());
         }
@@ -111,14 +111,14 @@ impl RocksStore {
 }
 
 /// Puts records into a batch, in packs where they can be.
-struct Records<'a> {
+struct Packs<'a> {
     log: &'a ColumnFamily,
     packer: Packer,
     /// The newest that was put, its topic and its time.
     newest: (EventId, TopicNumber, Millis),
 }
 
-impl<'a> Records<'a> {
+impl<'a> Packs<'a> {
     fn new(log: &'a ColumnFamily) -> Self {
         Self { log, packer: Packer::default(), newest: (0, 0, 0) }
     }

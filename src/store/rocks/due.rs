@@ -11,7 +11,7 @@ use super::index::sealed_postings;
 use super::layout::{first_id, last_id, segment_of};
 use super::{Handle, KEY_BYTES, RocksStore};
 use crate::event::{EventId, EventRef, Millis};
-use crate::record::TopicNumber;
+use crate::record::{Record, TopicNumber};
 use crate::store::{Back, Limits, Policy, Scan, StoreError, Trim};
 use crate::topic::{Filter, Pattern, Topic};
 
@@ -49,8 +49,8 @@ fn over(amount: u64, max: u64) -> u64 {
 
 /// What an event counts towards `max_bytes`.
 fn stored_bytes(event: &EventRef<'_>) -> u64 {
-    let name = |n: Option<&str>| n.map_or(0, |n| 1 + n.len());
-    u64::from(KEY_BYTES) + (14 + name(event.event) + name(event.key) + event.data.len()) as u64
+    let &EventRef { time, event, key, data, .. } = event;
+    u64::from(KEY_BYTES) + Record { topic: 0, time, event, key, data }.encoded_len() as u64
 }
 
 impl RocksStore {

@@ -304,6 +304,7 @@ impl Events<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         if let Some((newest, pack)) = pack
+            && id <= *newest
             && let Some(entry) = entry_of(id, *newest, pack)?
         {
             return each(id, entry);
@@ -327,9 +328,8 @@ impl Events<'_> {
                 *pack = Some((newest, value.to_vec()));
                 return Ok(found);
             }
-            // It is not among these, if all of them are what they seem to be.
-            for entry in entries(key, value)? {
-                behind = behind.min(entry?.0);
+            if let Some(first) = entries(key, value)?.next() {
+                behind = first?.0;
             }
             it.prev();
         } else {
@@ -343,18 +343,9 @@ impl Events<'_> {
     }
 }
 
-/// The first event of this record or pack, of which the newest is `newest`.
-fn first_of(newest: EventId, value: &[u8]) -> Result<EventId, StoreError> {
-    let records = Records::of(value).map_err(|e| unreadable(newest, &e))?;
-    newest.checked_sub(records.left() - 1).ok_or_else(|| corrupt(&"a pack begins before the first event"))
-}
-
 /// The event `id`, if it lies in this record or pack, of which the newest is `newest`. All of a pack is looked at, since what is damaged
 /// may give its events other ids.
-fn entry_of(id: EventId, newest: EventId, value: &[u8]) -> Result<Option<Entry<'_>>, StoreError> {
-    if id > newest || id < first_of(newest, value)? {
-        return Ok(None);
-    }
+pub(super) fn entry_of(id: EventId, newest: EventId, value: &[u8]) -> Result<Option<Entry<'_>>, StoreError> {
     let mut found = None;
     for entry in entries(&log_key(newest), value)? {
         let (at, entry) = entry?;

@@ -11,6 +11,7 @@ use super::super::super::layout::{
     LOG, META, POSTINGS, SEGMENT, STATE, SegmentNumber, Share, Summary, decode_postings, first_id, last_id, log_id,
     log_key, meta, offset_of, postings_key, postings_place, segment_of, state_event, state_key,
 };
+use super::super::super::read::entry_of;
 use super::super::Counted;
 use super::{Log, Rows};
 use crate::event::{EventId, EventType, Key, Millis};
@@ -329,12 +330,8 @@ fn check_postings(rows: &Rows, log: &mut Log, to: &mut Counted<'_>) {
 /// An event as a record alone, if it is there; what cannot be read is not there, and was told.
 pub fn record_of(rows: &Rows, id: EventId) -> Result<Option<Vec<u8>>, rocksdb::Error> {
     let Some((key, value)) = rows.at_or_after(LOG, log_key(id))? else { return Ok(None) };
-    let place = log_id(&key).and_then(|newest| newest.checked_sub(id)).zip(Records::of(&value).ok());
-    let entry = place.and_then(|(behind, mut records)| {
-        let before = records.left().checked_sub(behind)?.checked_sub(1)?;
-        records.nth(usize::try_from(before).ok()?)
-    });
-    let record = entry.and_then(|entry| entry.and_then(Entry::record).ok());
+    let entry = log_id(&key).and_then(|newest| entry_of(id, newest, &value).ok()?);
+    let record = entry.and_then(|entry| entry.record().ok());
     Ok(record.map(|record| {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
