@@ -18,7 +18,8 @@ const HEAD: &str = "\
 
 What tidelog promises of speed, measured. **Only ratios mean anything**: every figure is one of runs in turn, on servers that were started afresh with empty data, with durability `sync` and otherwise
 defaults, on one machine. Given is the median, with the smallest and the largest value in brackets. `limit` is a bare epoll loop that writes each posted body to each subscriber, with no log and no
-routing: the kernel's price. The crate is the Durable Streams server. `RocksDB` is RocksDB by itself, with the same options.
+routing: the kernel's price. The crate is the Durable Streams server. `RocksDB` is RocksDB by itself, with the same options;
+its iteration is over the same events as the replay, copied, each a record under its id.
 
 Every delivery was checked: an event that is lost, doubled or out of order fails the run.
 
