@@ -100,6 +100,14 @@ struct Inner {
     draining: Arc<AtomicBool>,
 }
 
+/// A publish whose head was looked at: what all with the same head ask for.
+pub struct Known {
+    plan: publish::Plan,
+    path: Box<str>,
+    /// By where it comes from, which its head says.
+    allowed: Option<Allowed>,
+}
+
 impl Api {
     /// The API over `log`.
     #[must_use]
@@ -132,13 +140,53 @@ impl Api {
         B::Error: Display,
     {
         let (request, body) = request.into_parts();
-        let (mut response, allowed) = match self.inner.cross_site.judge(&request) {
+        let (response, allowed) = match self.inner.cross_site.judge(&request) {
             Err(error) => (Problem::from(error).response(), None),
             Ok(allowed) => (self.answer(&request, body, peer, allowed.as_ref()).await, allowed),
         };
-        self.inner.cross_site.mark(response.headers_mut(), allowed.as_ref());
-        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let response = self.marked(response, allowed.as_ref());
         if request.method == Method::HEAD { headless(response) } else { response }
+    }
+
+    /// What a publish asks for by its head, to be answered by [`Api::repeat`] as often as that comes again; `None` for anything else, and
+    /// for what is refused.
+    #[must_use]
+    pub fn known(&self, request: &Parts) -> Option<Known> {
+        let allowed = self.inner.cross_site.judge(request).ok()?;
+        let path = request.uri.path();
+        let topic = match (Resource::of(path)?, &request.method) {
+            (Resource::Topic(name), &Method::POST) => Some(route::topic(name).ok()?),
+            (Resource::Topics, &Method::POST) => None,
+            _ => return None,
+        };
+        body::sent_as_it_is(&request.headers).ok()?;
+        let plan = publish::Plan::of(request, topic).ok()?;
+        Some(Known { plan, path: path.into(), allowed })
+    }
+
+    /// Answers a publish with a known head and this body, which is small. What may change while the head does not is judged anew.
+    pub async fn repeat(&self, known: &Known, body: &[u8]) -> Response<Body> {
+        let answer = publish::repeat(self, &known.plan, body).await;
+        let response = answer.unwrap_or_else(|error| self.refused(&Method::POST, &known.path, error).response());
+        self.marked(response, known.allowed.as_ref())
+    }
+
+    /// What every answer says.
+    fn marked(&self, mut response: Response<Body>, allowed: Option<&Allowed>) -> Response<Body> {
+        self.inner.cross_site.mark(response.headers_mut(), allowed);
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+
+    /// Notes that a request is refused.
+    fn refused(&self, method: &Method, path: &str, error: Error) -> Problem {
+        let problem = Problem::from(error);
+        if method == Method::POST {
+            self.inner.log.count_refused(problem.code.as_str());
+        }
+        // What the log cannot do is said where it fails, once, and counted here; a line for each refused request would flood.
+        tracing::debug!(%method, path, code = problem.code.as_str(), "{}", problem.detail);
+        problem
     }
 
     async fn answer<B>(&self, request: &Parts, body: B, peer: Peer, allowed: Option<&Allowed>) -> Response<Body>
@@ -150,12 +198,7 @@ impl Api {
             Ok(response) => return response,
             Err(error) => error,
         };
-        let problem = Problem::from(error);
-        if request.method == Method::POST {
-            self.inner.log.count_refused(problem.code.as_str());
-        }
-        // What the log cannot do is said where it fails, once, and counted here; a line for each refused request would flood.
-        tracing::debug!(method = %request.method, path = request.uri.path(), code = problem.code.as_str(), "{}", problem.detail);
+        let problem = self.refused(&request.method, request.uri.path(), error);
         if subscribe::is_to_be_sent_away(request, &problem)
             && let Some(resource) = Resource::of(request.uri.path())
         {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hyper::http::request::Parts;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::http::answer::Body;
-use crate::http::{Api, Peer};
+use crate::http::{self, Api, Peer};
 use crate::log::Lane;
 use lanes::Lanes;
 use prometheus_client::metrics::gauge::Gauge;
@@ -34,7 +35,7 @@ use wire::Wire;
 
 pub use conn::RequestBody;
 #[doc(hidden)]
-pub use plain::head;
+pub use plain::{head, repeat};
 
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`, which is 4096 where it was not touched.
 /// A server that restarts has all its subscribers back within a few `retry` times.
@@ -100,6 +101,15 @@ pub trait Handle: Clone + Unpin + Send + Sync + 'static {
         peer: Peer,
     ) -> impl Future<Output = hyper::Response<Body>> + Send;
 
+    /// What a request asks for by its head.
+    type Known: Send + Sync;
+
+    /// What `request` asks for, where all that have the same head ask for the same, but for its `Content-Length` and their bodies.
+    fn known(&self, request: &Parts) -> Option<Self::Known>;
+
+    /// Answers one more of those, with a body that is there.
+    fn repeat(&self, known: &Self::Known, body: &[u8]) -> impl Future<Output = hyper::Response<Body>> + Send;
+
     /// From now on sends everybody away, and ends what streams there are.
     fn drain(&self);
 
@@ -141,6 +151,16 @@ impl Commits for Lane {
 impl Handle for Api {
     async fn handle(&self, request: hyper::Request<RequestBody>, peer: Peer) -> hyper::Response<Body> {
         Api::handle(self, request, peer).await
+    }
+
+    type Known = http::Known;
+
+    fn known(&self, request: &Parts) -> Option<http::Known> {
+        Api::known(self, request)
+    }
+
+    async fn repeat(&self, known: &http::Known, body: &[u8]) -> hyper::Response<Body> {
+        Api::repeat(self, known, body).await
     }
 
     fn drain(&self) {

@@ -1,5 +1,6 @@
 //! The short way's reader of requests beside hyper: what it takes, hyper takes too, and understands alike, in the same order, with the
-//! same body; what it waits for, hyper waits for; and no beginning of a request is taken for the whole.
+//! same body; what it waits for, hyper waits for; and no beginning of a request is taken for the whole. A head that is found to be the
+//! one before is read alike.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -15,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use tidelog::server::head::{HEAD_BYTES_MAX, Head, Look, look};
+use tidelog::server::repeat::Repeat;
 
 use super::source::Source;
 
@@ -125,10 +127,14 @@ pub fn run(data: &[u8]) {
     let hypers = hyper(bytes);
     let mut rest = bytes;
     let mut nth = 0;
+    let mut before = None::<Repeat<Seen>>;
     loop {
+        if let Some(before) = &before {
+            repeated(before, rest, head_bytes_max);
+        }
         match look(rest, head_bytes_max, gets) {
             Look::Plain(head) => {
-                let Head { request, body_at, end } = head;
+                let Head { request, body_at, end, length_at } = head;
                 assert!(body_at <= end && end <= rest.len() && body_at <= head_bytes_max);
                 let Some((seen, body)) = hypers.requests.get(nth) else {
                     panic!("hyper does not take request {nth}: {}", String::from_utf8_lossy(&hypers.written));
@@ -136,6 +142,20 @@ pub fn run(data: &[u8]) {
                 assert_eq!(seen, &Seen::of(&request));
                 assert_eq!(body.as_deref(), Some(&rest[body_at..end]));
                 beginnings(&rest[..end], body_at, head_bytes_max, gets);
+                if request.method() == "POST" {
+                    let known = Repeat::of(&rest[..body_at], length_at.clone(), Seen::of(&request));
+                    if let Some(known) = &known {
+                        assert_eq!(
+                            known.again(&rest[..end], head_bytes_max),
+                            Some((&Seen::of(&request), body_at..end))
+                        );
+                        for length in ["", "0", "7", "16384", "16385", "+1", "1 1", "0x1", "18446744073709551617"] {
+                            let (head, rest) = (&rest[..length_at.start], &rest[length_at.end..]);
+                            repeated(known, &[head, length.as_bytes(), rest, &[b'x'; 7]].concat(), head_bytes_max);
+                        }
+                    }
+                    before = known;
+                }
                 (rest, nth) = (&rest[end..], nth + 1);
             }
             Look::PartOfBody(missing) => {
@@ -164,6 +184,20 @@ pub fn run(data: &[u8]) {
         assert!(answer.starts_with(&format!("HTTP/1.1 {}", status.as_str())), "{answer}");
         assert!(!answer.contains("connection: close"), "{answer}");
     }
+}
+
+/// What is taken for the head before is plain, has the same body, and says the same but for its length.
+fn repeated(before: &Repeat<Seen>, bytes: &[u8], head_bytes_max: usize) {
+    let Some((known, body)) = before.again(bytes, head_bytes_max) else { return };
+    let Look::Plain(Head { request, body_at, end, .. }) = look(bytes, head_bytes_max, false) else {
+        panic!("it is not plain: {}", String::from_utf8_lossy(bytes))
+    };
+    assert_eq!((body_at, end), (body.start, body.end));
+    let but_its_length = |seen: &Seen| {
+        let headers: Vec<_> = seen.headers.iter().filter(|(name, _)| name != "content-length").cloned().collect();
+        (seen.method.clone(), seen.uri.clone(), seen.version, headers)
+    };
+    assert_eq!(but_its_length(known), but_its_length(&Seen::of(&request)));
 }
 
 /// No beginning of a plain request is plain, or is given up.

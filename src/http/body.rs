@@ -59,12 +59,7 @@ impl Budget {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Display,
     {
-        if let Some(encoding) =
-            headers.get(CONTENT_ENCODING).filter(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
-        {
-            let why = format!("{encoding:?} is not supported; send the body as it is");
-            return Err(Error::Header { name: "Content-Encoding", why });
-        }
+        sent_as_it_is(headers)?;
         let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         if declared.is_some_and(|n| n > bounds.bytes_max) {
             return Err(too_large(bounds));
@@ -73,6 +68,23 @@ impl Budget {
             Ok(read) => read,
             Err(_) => Err(Error::Slow(bounds.time)),
         }
+    }
+
+    /// Takes a body that is there.
+    ///
+    /// # Errors
+    /// When it is too large, or the budget is spent.
+    pub fn take(&self, body: &[u8], bounds: Bounds) -> Result<Read, Error> {
+        if body.len() as u64 > bounds.bytes_max {
+            return Err(too_large(bounds));
+        }
+        let share = Some(self.share(body.len())?);
+        Ok(Read { bytes: body.to_vec(), share: Share { _permit: share } })
+    }
+
+    fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        let share = u32::try_from(bytes).ok().and_then(|n| self.0.clone().try_acquire_many_owned(n).ok());
+        share.ok_or(Error::Overloaded("too many bodies are being read"))
     }
 
     async fn collect<B>(&self, mut body: B, declared: Option<u64>, bounds: Bounds) -> Result<Read, Error>
@@ -95,8 +107,7 @@ impl Budget {
             if (bytes.len() + chunk.len()) as u64 > bounds.bytes_max {
                 return Err(too_large(bounds));
             }
-            let more = u32::try_from(chunk.len()).ok().and_then(|n| self.0.clone().try_acquire_many_owned(n).ok());
-            let Some(more) = more else { return Err(Error::Overloaded("too many bodies are being read")) };
+            let more = self.share(chunk.len())?;
             match &mut share {
                 None => share = Some(more),
                 Some(share) => share.merge(more),
@@ -105,6 +116,19 @@ impl Budget {
         }
         Ok(Read { bytes, share: Share { _permit: share } })
     }
+}
+
+/// Whether a body comes as it is, and not packed.
+///
+/// # Errors
+/// When it does not.
+pub fn sent_as_it_is(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
+    else {
+        return Ok(());
+    };
+    let why = format!("{encoding:?} is not supported; send the body as it is");
+    Err(Error::Header { name: "Content-Encoding", why })
 }
 
 fn too_large(bounds: Bounds) -> Error {

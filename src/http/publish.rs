@@ -9,11 +9,11 @@ use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 
 use super::answer::Body;
-use super::body::Bounds;
+use super::body::{Bounds, Read};
 use super::error::Error;
 use super::forms::{self, Form, Names};
 use super::query::Query;
-use super::terms::{self, Target};
+use super::terms::{self, Asked, Target};
 use super::{Api, TIDELOG_LOG, answer_json, parsed};
 use crate::event::{EventType, Key, NewEvent};
 use crate::log::{Answer, Terms};
@@ -28,27 +28,68 @@ where
     B::Error: Display,
 {
     api.takes_events()?;
-    let asked = terms::asked(&request.headers, topic.is_some())?;
-    let form = form(request, topic.is_some())?;
-    let names = names(request, form, topic.as_ref())?;
-    let read = api.inner.bodies.read(&request.headers, body, bounds(api, form)).await?;
-    let limits = api.inner.options.limits;
-    let bytes = read.bytes;
-    let target = if asked.has_key() { Target::of(request) } else { Target::default() };
-    let parse = parsed(bytes.len(), move || {
-        let terms = asked.terms(&target, &bytes);
-        let events = match names {
-            Some(names) if form == Form::Json => vec![forms::json(names, bytes)?],
-            Some(names) => vec![forms::text(names, bytes)?],
-            None => forms::lines(topic.as_ref(), &limits, &bytes)?,
-        };
-        Ok((events, terms))
-    });
-    let (events, terms) = parse.await?;
+    let plan = Plan::of(request, topic)?;
+    let Read { bytes, share } = api.inner.bodies.read(&request.headers, body, plan.bounds(api)).await?;
+    let (form, limits) = (plan.form, api.inner.options.limits);
+    let (events, terms) = parsed(bytes.len(), move || plan.events(&limits, bytes)).await?;
     let answer = append(api, form, events, terms).await;
     // The events came out of the body's share of memory, so it is held until they are in the log.
-    drop(read.share);
+    drop(share);
     answer
+}
+
+/// Publishes as `plan` says a body that is there, and small.
+pub async fn repeat(api: &Api, plan: &Plan, body: &[u8]) -> Result<Response<Body>, Error> {
+    api.takes_events()?;
+    let Read { bytes, share } = api.inner.bodies.take(body, plan.bounds(api))?;
+    let (events, terms) = plan.events(&api.inner.options.limits, bytes)?;
+    let answer = append(api, plan.form, events, terms).await;
+    drop(share);
+    answer
+}
+
+/// What the head of a publish asks for, whatever body comes with it.
+pub struct Plan {
+    form: Form,
+    /// Where all of a batch goes.
+    topic: Option<Topic>,
+    /// Of a single event.
+    names: Option<Names>,
+    asked: Asked,
+    target: Target,
+}
+
+impl Plan {
+    /// What `request` asks for: to publish to `topic`, or to where each line says.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn of(request: &Parts, topic: Option<Topic>) -> Result<Self, Error> {
+        let asked = terms::asked(&request.headers, topic.is_some())?;
+        let form = form(request, topic.is_some())?;
+        let names = names(request, form, topic.as_ref())?;
+        let target = if asked.has_key() { Target::of(request) } else { Target::default() };
+        Ok(Self { form, topic, names, asked, target })
+    }
+
+    fn events(&self, limits: &forms::Limits, body: Vec<u8>) -> Result<(Vec<NewEvent>, Terms), Error> {
+        let terms = self.asked.terms(&self.target, &body);
+        let events = match self.names.clone() {
+            Some(names) if self.form == Form::Json => vec![forms::json(names, body)?],
+            Some(names) => vec![forms::text(names, body)?],
+            None => forms::lines(self.topic.as_ref(), limits, &body)?,
+        };
+        Ok((events, terms))
+    }
+
+    fn bounds(&self, api: &Api) -> Bounds {
+        let options = &api.inner.options;
+        let (bytes_max, what, option) = match self.form {
+            Form::Text | Form::Json => (options.limits.event_bytes_max, "the event", "limits.event_bytes_max"),
+            Form::Lines => (options.limits.batch_bytes_max, "the batch", "limits.batch_bytes_max"),
+        };
+        Bounds { bytes_max, what, option, time: options.request_timeout }
+    }
 }
 
 async fn append(api: &Api, form: Form, events: Vec<NewEvent>, terms: Terms) -> Result<Response<Body>, Error> {
@@ -91,13 +132,4 @@ fn names(request: &Parts, form: Form, topic: Option<&Topic>) -> Result<Option<Na
     let event = query.one("event")?.map_or(Ok(None), EventType::parse).map_err(Error::EventType)?;
     let key = query.one("key")?.map(Key::parse).transpose().map_err(Error::Key)?;
     Ok(Some(Names { topic: topic.clone(), event, key }))
-}
-
-fn bounds(api: &Api, form: Form) -> Bounds {
-    let options = &api.inner.options;
-    let (bytes_max, what, option) = match form {
-        Form::Text | Form::Json => (options.limits.event_bytes_max, "the event", "limits.event_bytes_max"),
-        Form::Lines => (options.limits.batch_bytes_max, "the batch", "limits.batch_bytes_max"),
-    };
-    Bounds { bytes_max, what, option, time: options.request_timeout }
 }

@@ -63,7 +63,7 @@ pub async fn serve<H: Handle>(stream: TcpStream, peer: Peer, seat: Seat, handler
             Box::pin(serve_http2(socket, peer, handler, shared)).await;
             drop(seat);
         } else {
-            match (Plain { socket, read }).serve(peer, &handler, shared, false).await {
+            match (Plain { socket, read }).serve(peer, &handler, shared).await {
                 // Boxed for the same reason.
                 Next::Hyper(socket) => Box::pin(serve_http1(socket, peer, seat, handler, shared)).await,
                 Next::Lane(plain) => to_a_lane(plain, seat, shared),

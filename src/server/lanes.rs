@@ -22,7 +22,6 @@ use super::io::Socket;
 use super::plain::{Next, Plain};
 use super::wire::GivenBack;
 use super::{Handle, Seat, Shared, conn};
-use crate::http::Peer;
 
 /// More of them do not publish faster: one disk has one writer.
 pub const LANES_MAX: usize = 4;
@@ -148,8 +147,7 @@ async fn serve<H: Handle>(publishing: Publishing, on_lane: H, others: Others<H>,
             Ok(stream) => Socket::new(stream, Bytes::new(), shared.options.write_timeout),
             Err(error) => return tracing::warn!(%error, "a publisher cannot go on"),
         };
-        let peer = Peer { turned_away: false };
-        match (Plain { socket, read }).serve(peer, &on_lane, &shared, true).await {
+        match (Plain { socket, read }).publishes(&on_lane, &shared).await {
             Next::Hyper(socket) => leave(socket, seat, others, &shared),
             Next::End(socket) => socket.finish(false).await,
             Next::Lane(_) | Next::Stream(..) => unreachable!("it is on a lane, which takes publishes only"),

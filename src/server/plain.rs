@@ -8,6 +8,8 @@
 
 #[doc(hidden)]
 pub mod head;
+#[doc(hidden)]
+pub mod repeat;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -15,11 +17,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use hyper::{Method, Response};
+use hyper::{Method, Request, Response};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, Sleep};
 
 use self::head::{Head, Look};
+use self::repeat::Repeat;
 use super::io::Socket;
 use super::{Handle, RequestBody, Shared};
 use crate::http::Peer;
@@ -82,81 +85,172 @@ impl Deadline {
     }
 }
 
-impl Plain {
-    /// Answers plain requests until there is one that is not, or the connection is to end. On a lane that is all but publishes; beside
-    /// one, it stays no longer than for the first publish, or until a stream has begun.
-    pub async fn serve<H: Handle>(mut self, peer: Peer, handler: &H, shared: &Shared, on_lane: bool) -> Next {
+/// How long a connection is waited for: until a deadline, or until the server ends.
+struct Patience<'a, D> {
+    deadline: Deadline,
+    header_timeout: Duration,
+    drained: Pin<&'a mut D>,
+}
+
+impl<'a, D: Future> Patience<'a, D> {
+    fn new(shared: &Shared, drained: Pin<&'a mut D>) -> Self {
         let header_timeout = shared.options.header_timeout;
-        let head_bytes_max =
-            usize::try_from(shared.options.header_bytes_max).unwrap_or(usize::MAX).min(head::HEAD_BYTES_MAX);
-        let to_lane = !on_lane && shared.lanes.get().is_some() && !peer.turned_away;
-        let gets = !on_lane && shared.wire.get().is_some() && !peer.turned_away;
-        let mut deadline = Deadline::new(Instant::now() + header_timeout);
-        let mut drained = pin!(shared.drain.cancelled());
+        Self { deadline: Deadline::new(Instant::now() + header_timeout), header_timeout, drained }
+    }
+
+    /// A request was answered.
+    fn begin_anew(&mut self) {
+        self.deadline.at = Instant::now() + self.header_timeout;
+    }
+}
+
+/// There is no plain request.
+enum Not {
+    Plain,
+    /// None comes any more.
+    There,
+}
+
+impl Plain {
+    /// Answers plain requests until there is one that is not, or the connection is to end. It stays no longer than for the first publish
+    /// where there are lanes, or until a stream has begun.
+    pub async fn serve<H: Handle>(mut self, peer: Peer, handler: &H, shared: &Shared) -> Next {
+        let to_lane = shared.lanes.get().is_some() && !peer.turned_away;
+        let gets = shared.wire.get().is_some() && !peer.turned_away;
+        let drained = pin!(shared.drain.cancelled());
+        let mut patience = Patience::new(shared, drained);
         let mut published = false;
         loop {
+            let Head { request, body_at, end, .. } = match self.head(shared, gets, &mut patience).await {
+                Ok(head) => head,
+                Err(not) => return self.without(&not),
+            };
+            let is_get = request.method() == Method::GET;
+            if published && to_lane && !is_get {
+                return Next::Lane(self);
+            }
+            published |= !is_get;
+            let body = Bytes::copy_from_slice(&self.read[body_at..end]);
+            let mut response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
+            if is_get && let Some(stream) = response.body_mut().take_over() {
+                self.read.advance(end);
+                return Next::Stream(self, stream, opening(response));
+            }
+            let goes_on = !peer.turned_away && !shared.drain.is_cancelled();
+            let Some(answer) = written_out(response, goes_on) else {
+                // What is neither whole nor a stream that can be taken over is for hyper to write, which asks again: a GET
+                // changes nothing. No publish is answered so.
+                return if is_get { self.into_hyper() } else { Next::End(self.socket) };
+            };
+            self.read.advance(end);
+            if self.socket.write_all(&answer).await.is_err() || !goes_on {
+                return Next::End(self.socket);
+            }
+            patience.begin_anew();
+        }
+    }
+
+    /// Answers plain publishes, on a lane, until there is a request that is none, or the connection is to end. Those who publish again
+    /// and again send one and the same head, which is looked at once.
+    pub async fn publishes<H: Handle>(mut self, handler: &H, shared: &Shared) -> Next {
+        let drained = pin!(shared.drain.cancelled());
+        let mut patience = Patience::new(shared, drained);
+        let mut repeat = None::<Repeat<H::Known>>;
+        let head_bytes_max = head_bytes_max(shared);
+        loop {
+            if self.read.is_empty() && !matches!(self.more(READ_BYTES, &mut patience).await, More::Some) {
+                return Next::End(self.socket);
+            }
+            let (response, end) = if let Some((known, body)) =
+                repeat.as_ref().and_then(|head| head.again(&self.read, head_bytes_max))
+            {
+                let end = body.end;
+                (handler.repeat(known, &self.read[body]).await, end)
+            } else {
+                let Head { request, body_at, end, length_at } = match self.head(shared, false, &mut patience).await {
+                    Ok(head) => head,
+                    Err(not) => return self.without(&not),
+                };
+                let ((request, ()), body) = (request.into_parts(), &self.read[body_at..end]);
+                let response = if let Some(known) = handler.known(&request) {
+                    let response = handler.repeat(&known, body).await;
+                    repeat = Repeat::of(&self.read[..body_at], length_at, known);
+                    response
+                } else {
+                    let body = RequestBody::whole(Bytes::copy_from_slice(body));
+                    handler.handle(Request::from_parts(request, body), Peer { turned_away: false }).await
+                };
+                (response, end)
+            };
+            let goes_on = !shared.drain.is_cancelled();
+            // No publish is answered in pieces.
+            let Some(answer) = written_out(response, goes_on) else { return Next::End(self.socket) };
+            self.read.advance(end);
+            if self.socket.write_all(&answer).await.is_err() || !goes_on {
+                return Next::End(self.socket);
+            }
+            patience.begin_anew();
+        }
+    }
+
+    /// Reads until there is a plain request, or none that could become one.
+    async fn head(
+        &mut self,
+        shared: &Shared,
+        gets: bool,
+        patience: &mut Patience<'_, impl Future>,
+    ) -> Result<Head, Not> {
+        let head_bytes_max = head_bytes_max(shared);
+        loop {
             let (more, missing) = match head::look(&self.read, head_bytes_max, gets) {
-                Look::Plain(Head { request, .. }) if published && to_lane && request.method() == Method::POST => {
-                    return Next::Lane(self);
-                }
-                Look::Plain(head) => {
-                    let Head { request, body_at, end } = head;
-                    let is_get = request.method() == Method::GET;
-                    published |= !is_get;
-                    let body = Bytes::copy_from_slice(&self.read[body_at..end]);
-                    let mut response = handler.handle(request.map(|()| RequestBody::whole(body)), peer).await;
-                    if is_get && let Some(stream) = response.body_mut().take_over() {
-                        self.read.advance(end);
-                        return Next::Stream(self, stream, opening(response));
-                    }
-                    let goes_on = !peer.turned_away && !shared.drain.is_cancelled();
-                    let Some(answer) = written_out(response, goes_on) else {
-                        // What is neither whole nor a stream that can be taken over is for hyper to write, which asks again: a GET
-                        // changes nothing. No publish is answered so.
-                        return if is_get { self.into_hyper() } else { Next::End(self.socket) };
-                    };
-                    self.read.advance(end);
-                    if self.socket.write_all(&answer).await.is_err() || !goes_on {
-                        return Next::End(self.socket);
-                    }
-                    deadline.at = Instant::now() + header_timeout;
-                    continue;
-                }
-                Look::Other => return self.into_hyper(),
-                Look::PartOfHead => (self.more(READ_BYTES, drained.as_mut(), &mut deadline).await, false),
+                Look::Plain(head) => return Ok(head),
+                Look::Other => return Err(Not::Plain),
+                Look::PartOfHead => (self.more(READ_BYTES, patience).await, false),
                 Look::PartOfBody(missing) => {
-                    let more = self.more(missing, drained.as_mut(), &mut deadline);
+                    let more = self.more(missing, patience);
                     (tokio::time::timeout(BODY_WAIT, more).await.unwrap_or(More::Late), true)
                 }
             };
             match more {
                 More::Some => {}
                 // What has begun is to be answered, be it that it is late.
-                More::Nothing | More::Late if missing => return self.into_hyper(),
-                More::Nothing | More::Late | More::Drained => return Next::End(self.socket),
+                More::Nothing | More::Late if missing => return Err(Not::Plain),
+                More::Nothing | More::Late | More::Drained => return Err(Not::There),
             }
         }
     }
 
-    async fn more(&mut self, room: usize, mut drained: Pin<&mut impl Future>, deadline: &mut Deadline) -> More {
+    async fn more(&mut self, room: usize, patience: &mut Patience<'_, impl Future>) -> More {
         self.read.reserve(room);
         let mut reading = pin!(self.socket.read_more(&mut self.read));
         poll_fn(|cx| {
             if let Poll::Ready(read) = reading.as_mut().poll(cx) {
                 return Poll::Ready(if matches!(read, Ok(n) if n > 0) { More::Some } else { More::Nothing });
             }
-            if drained.as_mut().poll(cx).is_ready() {
+            if patience.drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(More::Drained);
             }
-            deadline.poll(cx).map(|()| More::Late)
+            patience.deadline.poll(cx).map(|()| More::Late)
         })
         .await
+    }
+
+    fn without(self, not: &Not) -> Next {
+        match not {
+            Not::Plain => self.into_hyper(),
+            Not::There => Next::End(self.socket),
+        }
     }
 
     fn into_hyper(mut self) -> Next {
         self.socket.put_back(self.read.freeze());
         Next::Hyper(self.socket)
     }
+}
+
+/// A longer head is hyper's.
+fn head_bytes_max(shared: &Shared) -> usize {
+    usize::try_from(shared.options.header_bytes_max).unwrap_or(usize::MAX).min(head::HEAD_BYTES_MAX)
 }
 
 /// The head of a stream that was taken over, and its first bytes.

@@ -2,6 +2,7 @@
 
 mod plain;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2;
+use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
@@ -112,6 +114,16 @@ impl Handle for Fake {
             *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
         }
         response
+    }
+
+    type Known = Infallible;
+
+    fn known(&self, _: &Parts) -> Option<Infallible> {
+        None
+    }
+
+    async fn repeat(&self, known: &Infallible, _: &[u8]) -> Response<Body> {
+        match *known {}
     }
 
     fn drain(&self) {

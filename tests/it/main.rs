@@ -24,6 +24,7 @@ mod faults;
 mod fsync;
 mod http2;
 mod refusals;
+mod repeats;
 mod seam;
 mod support;
 mod terms;

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -19,13 +20,15 @@ pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 32;
 
 /// A longer body is not read as a whole before it is looked at, and takes so long to parse that another thread should.
-const BODY_BYTES_MAX: usize = 16 * 1024;
+pub const BODY_BYTES_MAX: usize = 16 * 1024;
 
 /// A request's head, and where in the bytes its body lies.
 pub struct Head {
     pub request: Request<()>,
     pub body_at: usize,
     pub end: usize,
+    /// The value of its `Content-Length`; empty where it has none.
+    pub length_at: Range<usize>,
 }
 
 /// What bytes begin with. It is taken apart as soon as it is there, so a box for the head would cost more than its size does.
@@ -63,17 +66,19 @@ pub fn look(bytes: &[u8], head_bytes_max: usize, gets: bool) -> Look {
     let (Some(1), Some(path), Some(declared)) = (parsed.version, parsed.path, declared(parsed.headers).ok()) else {
         return Look::Other;
     };
-    let len = match declared {
-        Some(len) if method == Method::POST => len,
-        None if method == Method::GET => 0,
+    let (len, length) = match declared {
+        Some(declared) if method == Method::POST => declared,
+        None if method == Method::GET => (0, &bytes[..0]),
         _ => return Look::Other,
     };
+    let length_at = length.as_ptr().addr() - bytes.as_ptr().addr();
+    let length_at = length_at..length_at + length.len();
     let end = body_at + len;
     if bytes.len() < end {
         return Look::PartOfBody(end - bytes.len());
     }
     match request(method, &bytes[..body_at], path, parsed.headers) {
-        Some(request) => Look::Plain(Head { request, body_at, end }),
+        Some(request) => Look::Plain(Head { request, body_at, end, length_at }),
         None => Look::Other,
     }
 }
@@ -81,15 +86,15 @@ pub fn look(bytes: &[u8], head_bytes_max: usize, gets: bool) -> Look {
 /// Something out of the ordinary is said of how the body is sent, or of the connection.
 struct OutOfTheOrdinary;
 
-/// The declared length, if there is one.
-fn declared(lines: &[httparse::Header<'_>]) -> Result<Option<usize>, OutOfTheOrdinary> {
-    let mut len: Option<usize> = None;
+/// The declared length, if there is one, as a number and as it stands there.
+fn declared<'a>(lines: &[httparse::Header<'a>]) -> Result<Option<(usize, &'a [u8])>, OutOfTheOrdinary> {
+    let mut len = None;
     for line in lines {
         let is = |name: &HeaderName| line.name.eq_ignore_ascii_case(name.as_str());
         if is(&CONTENT_LENGTH) {
             let digits = std::str::from_utf8(line.value).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
             let small = digits.and_then(|digits| digits.parse().ok()).filter(|n| *n <= BODY_BYTES_MAX);
-            if len.replace(small.ok_or(OutOfTheOrdinary)?).is_some() {
+            if len.replace((small.ok_or(OutOfTheOrdinary)?, line.value)).is_some() {
                 return Err(OutOfTheOrdinary);
             }
         } else if is(&CONNECTION) {
@@ -188,7 +193,7 @@ mod tests {
 
     fn plain(text: &str) -> Option<(Request<()>, String)> {
         match look(text.as_bytes(), HEAD_BYTES_MAX, false) {
-            Look::Plain(Head { request, body_at, end }) => Some((request, text[body_at..end].to_owned())),
+            Look::Plain(Head { request, body_at, end, .. }) => Some((request, text[body_at..end].to_owned())),
             _ => None,
         }
     }
@@ -258,8 +263,9 @@ mod tests {
         let get = |lines: &str| format!("GET /topics/a?from=3 HTTP/1.1\r\nHost: h\r\n{lines}\r\nGET /next");
         let look = |text: &str, gets| look(text.as_bytes(), HEAD_BYTES_MAX, gets);
         let text = get("Accept: text/event-stream\r\n");
-        let Look::Plain(Head { request, body_at, end }) = look(&text, true) else { panic!("it is plain") };
+        let Look::Plain(Head { request, body_at, end, length_at }) = look(&text, true) else { panic!("it is plain") };
         assert_eq!((request.method(), body_at, &text[end..]), (&Method::GET, end, "GET /next"));
+        assert!(length_at.is_empty());
         assert!(matches!(look(&text, false), Look::Other));
         assert!(matches!(look("GE", true), Look::PartOfHead) && matches!(look("GE", false), Look::Other));
         for lines in ["Content-Length: 0\r\n", "Content-Length: 5\r\n", "Connection: close\r\n", "Upgrade: h2c\r\n"] {
