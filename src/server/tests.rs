@@ -15,6 +15,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
@@ -133,6 +134,21 @@ impl Handle for Fake {
     fn lane(&self) -> Option<(Self, impl Commits)> {
         Some((self.clone(), self.disk.clone()))
     }
+}
+
+#[tokio::test]
+async fn what_is_accepted_is_prepared() {
+    let options = Options { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Options::default() };
+    let gone_after = options.write_timeout * super::GONE_WRITE_TIMEOUTS;
+    let server = Server::bind(options).unwrap();
+    let (client, accepted) = tokio::join!(TcpStream::connect(server.local_addr().unwrap()), server.listener.accept());
+    let ((stream, _), _client) = (accepted.unwrap(), client.unwrap());
+    let socket = SockRef::from(&stream);
+    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+    #[cfg(target_os = "linux")]
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(gone_after));
 }
 
 struct Running {
