@@ -1,7 +1,7 @@
 //! One connection: which protocol it speaks, and hyper on it until it ends.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -181,7 +181,8 @@ async fn serve_http1<H: Handle>(socket: Socket, peer: Peer, seat: Seat, handler:
         .serve_connection(TokioIo::new(socket), service);
     let mut draining = false;
     let poll = |cx: &mut Context<'_>, connection: &mut http1::Connection<_, _>| {
-        match connection.poll_without_shutdown(cx) {
+        // Not `poll_without_shutdown`, which is ready before all is written where a request's body is not read to its end.
+        match Pin::new(connection).poll(cx) {
             Poll::Ready(ended) => Poll::Ready(Done::Ended(ended)),
             // hyper writes all that it has before it waits, so what is not written yet waits in the socket.
             Poll::Pending if ties.is_begun() && !waiting.load(Ordering::Relaxed) => Poll::Ready(Done::Begun),
