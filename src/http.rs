@@ -148,10 +148,9 @@ impl Api {
         if request.method == Method::HEAD { headless(response) } else { response }
     }
 
-    /// What a publish asks for by its head, to be answered by [`Api::repeat`] as often as that comes again; `None` for anything else, and
-    /// for what is refused.
-    #[must_use]
-    pub fn known(&self, request: &Parts) -> Option<Known> {
+    /// What a publish asks for by its head, to be answered by [`Api::repeat`] as often as that comes again; `None` for anything else, for
+    /// what is refused, and for a head with an idempotency key, as the next one has another.
+    pub(crate) fn known(&self, request: &Parts) -> Option<Known> {
         let allowed = self.inner.cross_site.judge(request).ok()?;
         let path = request.uri.path();
         let topic = match (Resource::of(path)?, &request.method) {
@@ -160,12 +159,12 @@ impl Api {
             _ => return None,
         };
         body::sent_as_it_is(&request.headers).ok()?;
-        let plan = publish::Plan::of(request, topic).ok()?;
+        let plan = publish::Plan::of(request, topic).ok().filter(|plan| !plan.has_key())?;
         Some(Known { plan, path: path.into(), allowed })
     }
 
     /// Answers a publish with a known head and this body, which is small. What may change while the head does not is judged anew.
-    pub async fn repeat(&self, known: &Known, body: &[u8]) -> Response<Body> {
+    pub(crate) async fn repeat(&self, known: &Known, body: &[u8]) -> Response<Body> {
         let answer = publish::repeat(self, &known.plan, body).await;
         let response = answer.unwrap_or_else(|error| self.refused(&Method::POST, &known.path, error).response());
         self.marked(response, known.allowed.as_ref())
@@ -240,6 +239,7 @@ impl Api {
             (Resource::OpenApi, _) if get => ops::openapi(request),
             (Resource::Events, _) if get => subscribe::get(self, request, None).await,
             (Resource::Topics, _) if get => topics::list(self, request).await,
+            // What these two look at in a request's head, `known` is to look at as well.
             (Resource::Topics, &Method::POST) => publish::post(self, request, None, body).await,
             (Resource::Topic(_), _) if get => subscribe::get(self, request, resource.pattern()?.flatten()).await,
             (Resource::Topic(name), &Method::POST) => {

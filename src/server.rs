@@ -245,7 +245,7 @@ impl Server {
     /// Binds and listens.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// When the address cannot be bound, or the system refuses what connections are to have.
     pub fn bind(options: Options) -> Result<Self> {
         let socket = Socket::new(Domain::for_address(options.listen), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last connections of the process before it.

@@ -166,6 +166,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_is_there_has_the_same_bounds() {
+        let budget = Budget::new(15);
+        assert_eq!(budget.take(b"0123456789", BOUNDS).unwrap().bytes, b"0123456789");
+        assert!(matches!(budget.take(b"0123456789a", BOUNDS), Err(Error::TooLarge { .. })));
+        let held = budget.take(b"0123456789", BOUNDS).unwrap();
+        assert!(matches!(budget.take(b"012345", BOUNDS), Err(Error::Overloaded(_))));
+        assert_eq!(budget.take(b"", BOUNDS).unwrap().bytes, b"");
+        drop(held);
+        assert!(budget.take(b"012345", BOUNDS).is_ok());
+    }
+
+    #[tokio::test]
     async fn bodies_share_a_budget_for_as_long_as_they_are_held() {
         let budget = Budget::new(15);
         let held = read(&budget, &[], b"0123456789").await.unwrap();

@@ -72,6 +72,11 @@ impl Plan {
         Ok(Self { form, topic, names, asked, target })
     }
 
+    /// Whether it may be repeated under an idempotency key.
+    pub fn has_key(&self) -> bool {
+        self.asked.has_key()
+    }
+
     fn events(&self, limits: &forms::Limits, body: Vec<u8>) -> Result<(Vec<NewEvent>, Terms), Error> {
         let terms = self.asked.terms(&self.target, &body);
         let events = match self.names.clone() {
@@ -132,4 +137,61 @@ fn names(request: &Parts, form: Form, topic: Option<&Topic>) -> Result<Option<Na
     let event = query.one("event")?.map_or(Ok(None), EventType::parse).map_err(Error::EventType)?;
     let key = query.one("key")?.map(Key::parse).transpose().map_err(Error::Key)?;
     Ok(Some(Names { topic: topic.clone(), event, key }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Options;
+    use crate::log::{self, Log};
+    use hyper::Request;
+
+    fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(target).header("Host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[tokio::test]
+    async fn a_known_head_is_answered_until_the_server_drains() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = Api::new(Log::open(log::Options::new(dir.path())).unwrap(), Options::default());
+        let known = api.known(&head("POST", "/topics/a", &[])).unwrap();
+        for id in 1..=3 {
+            let answer = api.repeat(&known, b"x").await;
+            assert_eq!(answer.status(), StatusCode::CREATED);
+            assert_eq!(answer.into_body().into_whole().unwrap(), format!("{{\"id\":{id}}}"));
+        }
+        api.drain();
+        assert_eq!(api.repeat(&known, b"x").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(api.inner.log.tail(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_by_its_head_or_is_no_publish_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = Api::new(Log::open(log::Options::new(dir.path())).unwrap(), Options::default());
+        let is_known = |method, target, headers: &[_]| api.known(&head(method, target, headers)).is_some();
+        let lines = ("Content-Type", "application/x-ndjson");
+        assert!(is_known("POST", "/topics/a?event=e&key=k", &[("If-Match", "\"3\"")]));
+        assert!(is_known("POST", "/topics", &[lines]));
+        for (method, target) in [("GET", "/topics/a"), ("PUT", "/topics/a"), ("POST", "/topics/a/close"), ("POST", "/")]
+        {
+            assert!(!is_known(method, target, &[]), "{method} {target}");
+        }
+        for target in ["/topics", "/topics/a..b", "/topics/a?colour=red", "/topics/a?key="] {
+            assert!(!is_known("POST", target, &[]), "{target}");
+        }
+        for header in [
+            ("Origin", "http://elsewhere.example"),
+            ("Host", "elsewhere.example"),
+            ("Content-Encoding", "gzip"),
+            ("If-Match", "3"),
+            ("Idempotency-Key", "new each time"),
+        ] {
+            assert!(!is_known("POST", "/topics/a", &[header]), "{header:?}");
+        }
+    }
 }

@@ -150,8 +150,8 @@ impl Plain {
         }
     }
 
-    /// Answers plain publishes, on a lane, until there is a request that is none, or the connection is to end. Those who publish again
-    /// and again send one and the same head, which is looked at once.
+    /// Answers plain POSTs, on a lane, until there is a request that is none, or the connection is to end. Those who publish again and
+    /// again send one and the same head, which is looked at once.
     pub async fn publishes<H: Handle>(mut self, handler: &H, shared: &Shared) -> Next {
         let drained = pin!(shared.drain.cancelled());
         let mut patience = Patience::new(shared, drained);
@@ -165,6 +165,13 @@ impl Plain {
                 repeat.as_ref().and_then(|head| head.again(&self.read, head_bytes_max))
             {
                 let end = body.end;
+                if let Some(missing) = end.checked_sub(self.read.len()).filter(|missing| *missing > 0) {
+                    match self.more_of_body(missing, &mut patience).await {
+                        More::Some => continue,
+                        More::Nothing | More::Late => return self.into_hyper(),
+                        More::Drained => return Next::End(self.socket),
+                    }
+                }
                 (handler.repeat(known, &self.read[body]).await, end)
             } else {
                 let Head { request, body_at, end, length_at } = match self.head(shared, false, &mut patience).await {
@@ -206,10 +213,7 @@ impl Plain {
                 Look::Plain(head) => return Ok(head),
                 Look::Other => return Err(Not::Plain),
                 Look::PartOfHead => (self.more(READ_BYTES, patience).await, false),
-                Look::PartOfBody(missing) => {
-                    let more = self.more(missing, patience);
-                    (tokio::time::timeout(BODY_WAIT, more).await.unwrap_or(More::Late), true)
-                }
+                Look::PartOfBody(missing) => (self.more_of_body(missing, patience).await, true),
             };
             match more {
                 More::Some => {}
@@ -218,6 +222,10 @@ impl Plain {
                 More::Nothing | More::Late | More::Drained => return Err(Not::There),
             }
         }
+    }
+
+    async fn more_of_body(&mut self, missing: usize, patience: &mut Patience<'_, impl Future>) -> More {
+        tokio::time::timeout(BODY_WAIT, self.more(missing, patience)).await.unwrap_or(More::Late)
     }
 
     async fn more(&mut self, room: usize, patience: &mut Patience<'_, impl Future>) -> More {

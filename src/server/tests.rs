@@ -2,10 +2,10 @@
 
 mod plain;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,8 @@ const CHUNK: &[u8] = &[b'x'; 64 * 1024];
 struct Fake {
     draining: CancellationToken,
     disk: Arc<Disk>,
+    /// How many heads it was asked about.
+    heads: Arc<AtomicUsize>,
 }
 
 /// What a lane's thread waits for when it was asked to.
@@ -106,6 +108,7 @@ impl Handle for Fake {
             _ if peer.turned_away => Body::full("turned away"),
             "/read" => Body::full(request.into_body().collect().await.unwrap().to_bytes().len().to_string()),
             "/early" => Body::full("early"),
+            "/known" => Body::full("handled"),
             "/away" => Body::sent_away(framing, Some(7), &StreamError::Draining { cursor: 7 }.into()),
             "/who" => Body::full(std::thread::current().name().unwrap_or_default().to_owned()),
             "/hang" => std::future::pending().await,
@@ -117,14 +120,15 @@ impl Handle for Fake {
         response
     }
 
-    type Known = Infallible;
+    /// The number of its head.
+    type Known = usize;
 
-    fn known(&self, _: &Parts) -> Option<Infallible> {
-        None
+    fn known(&self, request: &Parts) -> Option<usize> {
+        (request.uri.path() == "/known").then(|| self.heads.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    async fn repeat(&self, known: &Infallible, _: &[u8]) -> Response<Body> {
-        match *known {}
+    async fn repeat(&self, known: &usize, body: &[u8]) -> Response<Body> {
+        Response::new(Body::full(format!("head {known}, {} bytes", body.len())))
     }
 
     fn drain(&self) {

@@ -1,5 +1,7 @@
 //! Publishers that send one and the same head again and again: each is answered as somebody who sends it for the first time.
 
+use std::collections::BTreeSet;
+
 use crate::support::{Answer, Conn, TestServer};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -47,6 +49,12 @@ impl Both {
             let mut events = server.everything("/events");
             events.iter_mut().for_each(|event| drop(event.as_object_mut().unwrap().remove("time")));
             events
+        });
+        assert_eq!(one, many);
+        let [one, many] = [&self.one, &self.many].map(|server| {
+            let metrics = server.get("/metrics", &[]).body;
+            let refused = metrics.lines().filter(|line| line.starts_with("tidelog_publish_refused_total{"));
+            refused.map(str::to_owned).collect::<BTreeSet<_>>()
         });
         assert_eq!(one, many);
     }
@@ -138,7 +146,6 @@ fn however_they_are_cut() {
         bodies.iter().for_each(|_| assert_eq!(conn.answer(false).unwrap().status, 201));
     }
     for step in [1, 7, 64] {
-        conn.socket.set_nodelay(true).unwrap();
         for part in all.as_bytes().chunks(step) {
             conn.send(part).unwrap();
         }

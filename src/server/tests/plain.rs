@@ -66,6 +66,59 @@ async fn a_lane_gives_a_connection_back_for_whatever_it_asks() {
 }
 
 #[tokio::test]
+async fn a_head_that_comes_again_on_a_lane_is_looked_at_once() {
+    let server = start(|_| ());
+    let mut stream = server.connect().await;
+    let ask = async |stream: &mut TcpStream, more: &str, body: &str| {
+        stream.write_all(post("/known", more, body).as_bytes()).await.unwrap();
+        answer(stream).await.1
+    };
+    assert_eq!(ask(&mut stream, "", "hello").await, "handled", "it may be the last one");
+    for body in ["hello", "", "again", "a longer one"] {
+        assert_eq!(ask(&mut stream, "", body).await, format!("head 1, {} bytes", body.len()));
+    }
+    // Behind its head, once this has been seen: the same lane has answered somebody else since.
+    let mut other = server.connect().await;
+    let late = post("/known", "", "late");
+    stream.write_all(&late.as_bytes()[..late.len() - 4]).await.unwrap();
+    for _ in 0..3 {
+        other.write_all(post("/read", "", "x").as_bytes()).await.unwrap();
+        assert_eq!(answer(&mut other).await.1, "1");
+    }
+    stream.write_all(b"late").await.unwrap();
+    assert_eq!(answer(&mut stream).await.1, "head 1, 4 bytes");
+    // Another one is looked at, and remembered in its place.
+    for (more, head) in [("X: 1\r\n", 2), ("X: 1\r\n", 2), ("X: 2\r\n", 3), ("X: 1\r\n", 4), ("", 5), ("", 5)] {
+        assert_eq!(ask(&mut stream, more, "x").await, format!("head {head}, 1 bytes"));
+    }
+    // What is no repetition leaves what is known as it is.
+    stream.write_all(post("/read", "", "hello").as_bytes()).await.unwrap();
+    assert_eq!(answer(&mut stream).await.1, "5");
+    assert_eq!(ask(&mut stream, "", "x").await, "head 5, 1 bytes");
+    // A body that does not come is left to hyper, whose handler does not read this one.
+    stream.write_all(&late.as_bytes()[..late.len() - 2]).await.unwrap();
+    assert_eq!(answer(&mut stream).await.1, "handled");
+    server.stop().await;
+}
+
+/// As a body that is too large is refused by what its head declares, while it is still coming.
+#[tokio::test]
+async fn an_early_answer_reaches_a_publisher_who_is_on_a_lane() {
+    let server = start(|_| ());
+    for _ in 0..20 {
+        let mut stream = server.connect().await;
+        for _ in 0..3 {
+            stream.write_all(post("/early", "", "hello").as_bytes()).await.unwrap();
+            answer(&mut stream).await;
+        }
+        let head = "POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nthe beginning";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert_eq!(answer(&mut stream).await.1, "early");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn requests_that_come_in_pieces_or_together_are_answered_in_order() {
     for lanes in [0, 4] {
         let server = start(|options| options.publish_threads = lanes);
