@@ -94,6 +94,8 @@ pub struct Api {
 
 struct Inner {
     log: Log,
+    /// Its name, as every answer about it says it.
+    log_name: HeaderValue,
     options: Options,
     cross_site: CrossSite,
     bodies: Budget,
@@ -114,7 +116,8 @@ impl Api {
     pub fn new(log: Log, options: Options) -> Self {
         let cross_site = CrossSite::new(&options.allow_origins, options.loopback);
         let bodies = Budget::new(options.bodies_bytes_max);
-        Self { inner: Arc::new(Inner { log, options, cross_site, bodies, draining: Arc::default() }) }
+        let log_name = HeaderValue::from_str(log.name()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { inner: Arc::new(Inner { log, log_name, options, cross_site, bodies, draining: Arc::default() }) }
     }
 
     /// From now on sends everybody away, and ends what streams there are.
@@ -126,10 +129,11 @@ impl Api {
     /// The same API for a thread that serves publishers and commits what they publish; see [`Lane`].
     #[must_use]
     pub fn lane(&self) -> (Self, Lane) {
-        let Inner { log, options, cross_site, bodies, draining } = &*self.inner;
+        let Inner { log, log_name, options, cross_site, bodies, draining } = &*self.inner;
         let (log, lane) = log.lane();
-        let (options, cross_site, bodies) = (options.clone(), cross_site.clone(), bodies.clone());
-        let inner = Inner { log, options, cross_site, bodies, draining: draining.clone() };
+        let (log_name, options) = (log_name.clone(), options.clone());
+        let (cross_site, bodies, draining) = (cross_site.clone(), bodies.clone(), draining.clone());
+        let inner = Inner { log, log_name, options, cross_site, bodies, draining };
         (Self { inner: Arc::new(inner) }, lane)
     }
 
@@ -273,7 +277,7 @@ impl Api {
     }
 
     fn log_name(&self) -> HeaderValue {
-        HeaderValue::from_str(self.inner.log.name()).unwrap_or_else(|_| HeaderValue::from_static(""))
+        self.inner.log_name.clone()
     }
 }
 
