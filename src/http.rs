@@ -162,7 +162,6 @@ impl Api {
             (Resource::Topics, &Method::POST) => None,
             _ => return None,
         };
-        body::sent_as_it_is(&request.headers).ok()?;
         let plan = publish::Plan::of(request, topic).ok().filter(|plan| !plan.has_key())?;
         Some(Known { plan, path: path.into(), allowed })
     }

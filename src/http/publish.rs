@@ -9,7 +9,7 @@ use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 
 use super::answer::Body;
-use super::body::{Bounds, Read};
+use super::body::{Bounds, Read, sent_as_it_is};
 use super::error::Error;
 use super::forms::{self, Form, Names};
 use super::query::Query;
@@ -68,6 +68,7 @@ impl Plan {
         let asked = terms::asked(&request.headers, topic.is_some())?;
         let form = form(request, topic.is_some())?;
         let names = names(request, form, topic.as_ref())?;
+        sent_as_it_is(&request.headers)?;
         let target = if asked.has_key() { Target::of(request) } else { Target::default() };
         Ok(Self { form, topic, names, asked, target })
     }

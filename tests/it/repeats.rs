@@ -131,6 +131,23 @@ fn from_an_origin_that_is_allowed() {
     both.end();
 }
 
+/// What its head declares is refused while the body is still coming.
+#[test]
+fn with_one_that_is_too_large() {
+    let server = TestServer::start(&[]);
+    for _ in 0..10 {
+        let mut conn = server.connect();
+        for _ in 0..3 {
+            assert_eq!(conn.ask("POST", "/topics/a", &[], b"x").unwrap().status, 201);
+        }
+        conn.send("POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\nthe beginning")
+            .unwrap();
+        let answer = conn.answer(false).unwrap();
+        assert_eq!((answer.status, answer.problem().as_str()), (413, "too_large"));
+    }
+    assert_eq!(server.tail(), 30);
+}
+
 /// Requests that come in one piece, or in many.
 #[test]
 fn however_they_are_cut() {
