@@ -41,9 +41,9 @@ const PAUSE: u32 = 256;
 
 /// A reader's first block ends with the first match beyond so many ids: where matches are that rare each is sought, and a reader that
 /// comes back is to have its first event before others are looked for.
-const FIRST_IDS: u64 = 8 << 10;
+const FIRST_IDS: u64 = 1 << 10;
 /// The next one may span so many times as many: readers that only want to see whether there is anything have left by then.
-const FIRST_READS_GROW: u64 = 8;
+const FIRST_READS_GROW: u64 = 64;
 
 /// Where a block may end. A block is as long as it takes, but where it can, it ends at the first match from a multiple of a power of
 /// two on, the same for all that come by: so the next one begins at the same id for them all, wherever they began.
