@@ -21,6 +21,7 @@ pub mod layout;
 mod manifest;
 mod number;
 mod open;
+mod presence;
 mod read;
 mod reclaim;
 mod recover;

@@ -8,6 +8,7 @@
 
 mod conformance;
 mod kept;
+mod quiet;
 mod recovery;
 mod retention;
 mod support;

@@ -12,6 +12,7 @@ use crate::record::TopicNumber;
 use crate::topic::Topic;
 
 use super::layout::{Marks, Offset, SegmentNumber, TopicRow, first_id, offset_of, segment_of};
+use super::presence::Presence;
 use super::tokens::Tokens;
 use super::unsealed::OpenSegment;
 
@@ -150,6 +151,8 @@ pub struct Directory {
     pub segments: BTreeMap<SegmentNumber, Segment>,
     /// Shared, so that a full one can be sealed and let go without the lock.
     pub open: BTreeMap<SegmentNumber, Arc<OpenSegment>>,
+    /// Of those that are sealed.
+    pub presence: Presence,
     /// Of all topics.
     pub live: Amount,
     /// The smallest retained id, as of the floors that were settled.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rocksdb::ReadOptions;
+use rocksdb::{DBPinnableSlice, ReadOptions};
 
 use super::directory::range_within;
 use super::layout::{
@@ -32,7 +32,8 @@ pub const FEW_TOPICS: usize = 32;
 /// Ids of an open segment that are looked at under one hold of the directory's lock: appends wait for it.
 pub const IDS_PER_LOOK: u64 = 4096;
 
-/// Up to so many topics are followed through an open segment each by its chain; for more of them all of its entries are looked at.
+/// Up to so many topics are followed through an open segment each by its chain, and asked for in what is known of a sealed one, which
+/// takes some 20 ns each; for more of them all of its entries are looked at, or its summary is read.
 pub const CHAINED_MAX: usize = 1024;
 
 /// What counts as one record looked at, when the shares of a summary are gone through.
@@ -86,8 +87,17 @@ pub fn sealed_ids(
     segment: SegmentNumber,
     after: EventId,
     upto: EventId,
-) -> Result<impl Iterator<Item = EventId>, StoreError> {
+) -> Result<impl Iterator<Item = EventId> + use<>, StoreError> {
     Ok(placed(segment, &decoded(value, topic, segment)?, after, upto).into_iter().map(|(id, _)| id))
+}
+
+/// What is stored of one topic's events in a sealed segment.
+pub fn stored_postings<'a>(
+    db: &'a Handle<'_>,
+    topic: TopicNumber,
+    segment: SegmentNumber,
+) -> Result<Option<DBPinnableSlice<'a>>, StoreError> {
+    db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))
 }
 
 /// The ids of one topic in a sealed segment, within `after < id <= upto`, each with its bytes.
@@ -98,8 +108,7 @@ pub fn sealed_in(
     after: EventId,
     upto: EventId,
 ) -> Result<Postings, StoreError> {
-    let value = db.get_pinned_cf(db.cf(POSTINGS), postings_key(topic, segment)).map_err(|e| read_failed(&e))?;
-    let Some(value) = value else { return Ok(Vec::new()) };
+    let Some(value) = stored_postings(db, topic, segment)? else { return Ok(Vec::new()) };
     Ok(placed(segment, &decoded(&value, topic, segment)?, after, upto))
 }
 
@@ -166,8 +175,12 @@ impl RocksStore {
         if let Some(ids) = self.open_matches(topics, segment, after, upto) {
             return Ok(plan_for(ids, after, upto));
         }
+        let known = if topics.len() > CHAINED_MAX { None } else { self.directory.read().presence.of(segment, topics) };
         let present: Vec<TopicNumber>;
-        let present = if topics.len() > FEW_TOPICS {
+        let present = if let Some(few) = known.filter(|there| there.len() <= FEW_TOPICS) {
+            present = few;
+            &present
+        } else if topics.len() > FEW_TOPICS {
             let Some(summary) = self.summary(db, segment)? else { return Ok(Plan::Nothing) };
             *looked += (summary.shares.len() + topics.len()) / SHARES_PER_LOOK;
             let (topics, events) = shared(topics, &summary.shares);

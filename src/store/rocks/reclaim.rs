@@ -84,6 +84,7 @@ impl RocksStore {
             batch.delete_cf(db.cf(SEGMENT), segment.to_be_bytes());
             self.write(db, batch, false)?;
             let mut directory = self.directory.write();
+            directory.presence.forget(segment);
             let open = (directory.segments.remove(&segment), directory.open.remove(&segment));
             drop(directory);
             drop(open);

@@ -113,6 +113,7 @@ fn recover_sealed(db: &Handle<'_>, directory: &mut Directory) -> Result<Option<S
             }
         }
         directory.segments.insert(segment, known);
+        directory.presence.insert(segment, summary.shares.iter().map(|share| share.topic).collect());
         last = Some(segment);
         rows.next();
     }

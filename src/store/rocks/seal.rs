@@ -50,8 +50,12 @@ impl RocksStore {
         let mut batch = WriteBatch::default();
         batch.put_cf(db.cf(SEGMENT), segment.to_be_bytes(), summary.encode());
         self.write(&db, batch, false)?;
-        // Dropped after the lock was let go: it may be some 65,536 small allocations.
-        let sealed = self.directory.write().open.remove(&segment);
+        let topics = summary.shares.iter().map(|share| share.topic).collect();
+        let mut directory = self.directory.write();
+        directory.presence.insert(segment, topics);
+        let sealed = directory.open.remove(&segment);
+        // Before what was sealed is dropped: it may be some 65,536 small allocations.
+        drop(directory);
         drop(sealed);
         tracing::debug!(segment, topics = postings.len(), "segment sealed");
         Ok(())

@@ -1,14 +1,17 @@
 //! The forward search: where, from a cursor on, the next events of a filter's topics are to be looked for.
 //!
 //! What holds: no event of these topics lies between the cursor and the place that is given next. It is found at the price of what is
-//! found: a dense topic by looking on in the log, a rare one by its postings, one that has been quiet since not at all. Must not read
-//! records.
+//! found: a dense topic by looking on in the log, a rare one by its postings, one that has been quiet since not at all; of several rare ones only
+//! the postings of those that the nearest segment has. Must not read records.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rocksdb::DBRawIterator;
 
-use super::index::{CHAINED_MAX, DENSE_ONE_IN, FEW_TOPICS, IDS_PER_LOOK, Plan, plan_for, read_failed, sealed_ids};
+use super::index::{
+    CHAINED_MAX, DENSE_ONE_IN, FEW_TOPICS, IDS_PER_LOOK, Plan, plan_for, read_failed, sealed_ids, stored_postings,
+};
 use super::layout::{POSTINGS, SegmentNumber, first_id, last_id, postings_key, postings_place, segment_of};
 use super::resolve::Topics;
 use super::{Handle, RocksStore};
@@ -25,6 +28,9 @@ const PRUNED_AT_ONCE: usize = 1024;
 /// Postings of so many bytes are of a topic that is dense in its segment on the whole, as one takes three bytes and more; decoding
 /// them takes longer than a probe.
 const DENSE_POSTINGS_BYTES: usize = 3 * 1024;
+
+/// So many segments are asked one by one which of few topics are there, half a microsecond each; then the topics' postings are sought, some 2 µs each.
+const NEAR: SegmentNumber = 32;
 
 /// As many records as are looked at in the time in which [`IDS_PER_LOOK`] entries of an open segment's index are.
 const LOOK_COST: usize = 512;
@@ -149,35 +155,205 @@ impl<'a> Search<'a> {
         (after, upto): (EventId, EventId),
         first_open: SegmentNumber,
     ) -> Result<Option<Step>, StoreError> {
-        let from = segment_of(after + 1);
-        let mut it: DBRawIterator<'_> = db.raw_iterator_cf(db.cf(POSTINGS));
-        let (mut nearest, mut ids) = (first_open, Vec::new());
-        for &topic in topics.iter() {
-            it.seek(postings_key(topic, from));
-            let Some((key, value)) = it.item() else {
-                it.status().map_err(|e| read_failed(&e))?;
-                continue;
-            };
-            let segment = match postings_place(key) {
-                Some((t, segment)) if t == topic && segment <= nearest && segment < first_open => segment,
-                _ => continue,
-            };
-            if segment == from && !self.probed && value.len() >= DENSE_POSTINGS_BYTES {
-                return Ok(None);
-            }
-            if segment < nearest {
-                nearest = segment;
-                ids.clear();
-            }
-            ids.extend(sealed_ids(value, topic, segment, after, upto)?);
+        let segments = segment_of(after + 1)..first_open.min(segment_of(upto) + 1);
+        let near = self.near(db, topics, (after, upto), segments.clone())?;
+        let found = match near {
+            Near::None(from) if from < segments.end => self.sought(db, topics, (after, upto), from..segments.end)?,
+            near => near,
+        };
+        let (before, upto, ids) = match found {
+            Near::Dense => return Ok(None),
+            Near::In(segment, ids) => (first_id(segment).saturating_sub(1), upto.min(last_id(segment)), ids),
+            Near::None(from) => (first_id(from).saturating_sub(1), upto, Vec::new()),
+        };
+        let before = after.max(before).min(upto);
+        if ids.is_empty() {
+            return Ok(Some(Step { after: before, upto: before, plan: Plan::Nothing }));
         }
-        let before = after.max(first_id(nearest).saturating_sub(1));
-        if nearest == first_open || before >= upto {
-            let after = before.min(upto);
-            return Ok(Some(Step { after, upto: after, plan: Plan::Nothing }));
-        }
-        let upto = upto.min(last_id(nearest));
-        ids.sort_unstable();
         Ok(Some(Step { after: before, upto, plan: plan_for(ids, before, upto) }))
+    }
+
+    /// Looks for the topics in the nearest of `segments`, where it is known which of them are there.
+    fn near(
+        &self,
+        db: &Handle<'_>,
+        topics: &[TopicNumber],
+        (after, upto): (EventId, EventId),
+        segments: Range<SegmentNumber>,
+    ) -> Result<Near, StoreError> {
+        let from = segments.start;
+        let end = segments.end.min(from.saturating_add(NEAR));
+        for segment in from..end {
+            let Some(there) = self.store.directory.read().presence.of(segment, topics) else {
+                return Ok(Near::None(segment));
+            };
+            let mut ids = Vec::new();
+            for topic in there {
+                let Some(value) = stored_postings(db, topic, segment)? else { continue };
+                if self.is_to_be_probed(segment == from, &value) {
+                    return Ok(Near::Dense);
+                }
+                ids.extend(sealed_ids(&value, topic, segment, after, upto)?);
+            }
+            if !ids.is_empty() {
+                ids.sort_unstable();
+                return Ok(Near::In(segment, ids));
+            }
+        }
+        Ok(Near::None(end))
+    }
+
+    /// Looks for the topics in all of `segments`: each is sought by its postings, which lie beside each other.
+    fn sought(
+        &self,
+        db: &Handle<'_>,
+        topics: &[TopicNumber],
+        (after, upto): (EventId, EventId),
+        segments: Range<SegmentNumber>,
+    ) -> Result<Near, StoreError> {
+        let mut it: DBRawIterator<'_> = db.raw_iterator_cf(db.cf(POSTINGS));
+        let (mut nearest, mut ids) = (segments.end, Vec::new());
+        for &topic in topics {
+            it.seek(postings_key(topic, segments.start));
+            while let Some((key, value)) = it.item() {
+                let segment = match postings_place(key) {
+                    Some((t, segment)) if t == topic && segment <= nearest && segment < segments.end => segment,
+                    _ => break,
+                };
+                if self.is_to_be_probed(segment == segment_of(after + 1), value) {
+                    return Ok(Near::Dense);
+                }
+                let mut its = sealed_ids(value, topic, segment, after, upto)?.peekable();
+                if its.peek().is_none() {
+                    // All of them lie before the cursor, or beyond the end; the topic's next segment is under the next key.
+                    it.next();
+                    continue;
+                }
+                if segment < nearest {
+                    nearest = segment;
+                    ids.clear();
+                }
+                ids.extend(its);
+                break;
+            }
+            it.status().map_err(|e| read_failed(&e))?;
+        }
+        ids.sort_unstable();
+        Ok(if ids.is_empty() { Near::None(segments.end) } else { Near::In(nearest, ids) })
+    }
+
+    /// Whether the log itself is to be looked at before these postings are decoded, which are of the segment of the cursor or not.
+    fn is_to_be_probed(&self, is_here: bool, postings: &[u8]) -> bool {
+        is_here && !self.probed && postings.len() >= DENSE_POSTINGS_BYTES
+    }
+}
+
+/// Where the next events of few topics are.
+enum Near {
+    /// At these ids, ascending, all in one segment; there are some.
+    In(SegmentNumber, Vec<EventId>),
+    /// In no segment before this one.
+    None(SegmentNumber),
+    /// A topic is so dense in the segment of the cursor that looking is to be tried first.
+    Dense,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::super::Options;
+    use super::super::presence::Presence;
+    use super::*;
+    use crate::event::Event;
+    use crate::store::{Scan, Store as _, Trim};
+    use crate::topic::{Filter, Pattern, Topic};
+
+    /// An event in each of a hundred segments; one of "rare" in some.
+    const WITH_RARE: [SegmentNumber; 4] = [0, 5, 20, 70];
+
+    fn event(id: EventId, topic: &str) -> Event {
+        Event { id, topic: Topic::parse(topic).unwrap(), event: None, key: None, time: 0, data: "x".into() }
+    }
+
+    /// The segment in which the next event of "rare" after `after` is found without seeking, or that from which on it is to be sought.
+    fn near(store: &RocksStore, after: EventId) -> Result<SegmentNumber, SegmentNumber> {
+        let filter = Filter::new(vec![Pattern::parse("rare").unwrap()], Vec::new());
+        let Topics::These(topics) = store.topics_of(&filter) else { panic!("it is one topic") };
+        let search = Search::new(store, &Topics::These(topics.clone()), after);
+        let upto = store.tail();
+        let segments = segment_of(after + 1)..segment_of(upto);
+        match search.near(&store.db().unwrap(), &topics, (after, upto), segments).unwrap() {
+            Near::In(segment, ids) => {
+                assert_eq!(ids, [first_id(segment) + 7]);
+                Ok(segment)
+            }
+            Near::None(from) => Err(from),
+            Near::Dense => panic!("no topic is dense"),
+        }
+    }
+
+    #[test]
+    fn where_it_is_not_known_which_topics_are_there_they_are_sought() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(Options::new(dir.path())).unwrap();
+        let ids = |after: EventId| {
+            let filter = Filter::new(vec![Pattern::parse("rare.*").unwrap()], Vec::new());
+            let mut ids = Vec::new();
+            let scan = Scan { filter: &filter, after, upto: store.tail() };
+            let upto = store.scan(scan, &mut |event| {
+                ids.push(event.id);
+                ControlFlow::Continue(())
+            });
+            assert_eq!(upto.unwrap(), store.tail());
+            ids
+        };
+        // The first segment has both, and so has the third; one topic each has the second and the fourth.
+        let all = [3, 7, first_id(1) + 3, first_id(2) + 3, first_id(2) + 7, first_id(3) + 7, first_id(4) + 1];
+        for (id, topic) in all.iter().zip(["rare.a", "rare.b", "rare.a", "rare.a", "rare.b", "rare.b", "rare.a"]) {
+            store.append(&[event(*id, topic)]).unwrap();
+        }
+        store.tidy().unwrap();
+        for known in [true, false] {
+            if !known {
+                store.directory.write().presence = Presence::default();
+            }
+            for after in all.iter().flat_map(|id| [id - 1, *id, id + 1]).filter(|after| *after <= store.tail()) {
+                let wanted: Vec<_> = all.iter().copied().filter(|id| *id > after).collect();
+                assert_eq!(ids(after), wanted, "after {after}, known: {known}");
+            }
+        }
+    }
+
+    #[test]
+    fn which_topics_sealed_segments_have_is_known_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(Options::new(dir.path())).unwrap();
+        for segment in 0..100 {
+            let mut events = vec![event(first_id(segment) + 3, "filler")];
+            events.extend(WITH_RARE.contains(&segment).then(|| event(first_id(segment) + 7, "rare")));
+            store.append(&events).unwrap();
+        }
+        assert_eq!(near(&store, 0), Err(0), "nothing is sealed");
+        store.tidy().unwrap();
+        let is_known = |store: &RocksStore| {
+            assert_eq!(near(store, first_id(4)), Ok(5));
+            assert_eq!(near(store, first_id(5) + 6), Ok(5));
+            assert_eq!(near(store, first_id(5) + 7), Ok(20), "the segment has none behind the cursor");
+            assert_eq!(near(store, first_id(20) + 7), Err(20 + 32), "so many segments are asked");
+            assert_eq!(near(store, first_id(70) + 7), Err(99), "all that are sealed");
+        };
+        is_known(&store);
+        drop(store);
+        let store = RocksStore::open(Options::new(dir.path())).unwrap();
+        is_known(&store);
+        store.reopen().unwrap();
+        is_known(&store);
+        store.raise_floors(&[Trim { topic: None, upto: last_id(2) }]).unwrap();
+        store.floors_published();
+        store.settle().unwrap();
+        store.tidy().unwrap();
+        assert_eq!(near(&store, first_id(2)), Err(2), "it is gone");
+        is_known(&store);
     }
 }
